@@ -1,0 +1,204 @@
+"""The Cells that several families share, and the bridge between Cells and the algebra of :mod:`fusion`.
+
+MindSpore's defaults differ from the field's (asymmetric "same" padding, no convolution bias, LayerNorm eps 1e-7) and
+are about to change, so every layer is built by the functions below, which say them all.
+"""
+
+from typing import Literal
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.common.initializer import initializer
+
+from . import fusion
+from .reparam import Reparameterizable, float64_parameter
+
+Gelu = Literal["exact", "tanh"]
+
+
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    bias: bool = False,
+) -> nn.Conv2d:
+    """A convolution with symmetric zero padding, by default (kernel_size - 1) // 2."""
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        pad_mode="pad",
+        padding=(kernel_size - 1) // 2 if padding is None else padding,
+        dilation=1,
+        group=groups,
+        has_bias=bias,
+        weight_init="normal",
+        bias_init="zeros",
+    )
+
+
+def dense(in_channels: int, out_channels: int, bias: bool = True) -> nn.Dense:
+    """A fully connected layer on the last axis."""
+    return nn.Dense(in_channels, out_channels, weight_init="normal", bias_init="zeros", has_bias=bias, activation=None)
+
+
+def batch_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:
+    """Batch normalisation; MindSpore's momentum 0.9 is what PyTorch calls 0.1."""
+    return nn.BatchNorm2d(
+        channels,
+        eps=eps,
+        momentum=0.9,
+        affine=True,
+        gamma_init="ones",
+        beta_init="zeros",
+        moving_mean_init="zeros",
+        moving_var_init="ones",
+    )
+
+
+def gelu(kind: Gelu) -> nn.GELU:
+    """GELU by the error function ("exact": PyTorch, the papers) or by its tanh approximation (MindCV's checkpoints)."""
+    return nn.GELU(approximate=kind == "tanh")
+
+
+class Dropout(Reparameterizable, nn.Cell):
+    """Dropout with probability ``rate``; nothing in evaluation mode."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.dropout = nn.Dropout(p=rate)
+
+    def construct(self, x):
+        return self.dropout(x)
+
+    def fuse(self) -> nn.Cell:
+        return nn.Identity()
+
+
+class DropPath(Reparameterizable, nn.Cell):
+    """Stochastic depth per sample (Huang et al., arXiv 1603.09382): a residual branch is dropped with ``rate``."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.dropout = nn.Dropout(p=rate)
+
+    def construct(self, x):
+        if not self.training:
+            return x
+        return x * self.dropout(ops.ones((x.shape[0], 1, 1, 1), x.dtype))
+
+    def fuse(self) -> nn.Cell:
+        return nn.Identity()
+
+
+def dropout(rate: float) -> nn.Cell:
+    return Dropout(rate) if rate > 0 else nn.Identity()
+
+
+def drop_path(rate: float) -> nn.Cell:
+    return DropPath(rate) if rate > 0 else nn.Identity()
+
+
+def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Stochastic depth growing linearly from 0 to ``rate`` over all blocks, split by stage."""
+    rates = np.linspace(0.0, rate, sum(depths)).tolist()
+    starts = np.cumsum((0, *depths))
+    return [rates[start : start + depth] for start, depth in zip(starts, depths)]
+
+
+class Scale(nn.Cell):
+    """Multiplication by a constant, such as attention's 1/sqrt(d); its owner folds it into a weight."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+    def construct(self, x):
+        return x * self.value
+
+
+class GlobalAvgPool(nn.Cell):
+    """(N, C, H, W) → (N, C), by a mean: NPUs refuse some forms of average pooling."""
+
+    def construct(self, x):
+        return x.mean((2, 3))
+
+
+class ConvNorm(Reparameterizable, nn.SequentialCell):
+    """Convolution → batch normalisation (→ activation); fuses to a convolution with bias."""
+
+    def fuse(self) -> nn.Cell:
+        conv, norm, *rest = self
+        fused = fold_after(conv, norm)
+        return nn.SequentialCell(fused, *rest) if rest else fused
+
+
+# -- Cells as algebra -------------------------------------------------------------------------------------------------
+
+
+def affine_of(cell: nn.Cell) -> fusion.Affine | None:
+    """The per-channel map of a Cell in evaluation mode; None for the identity.
+
+    Raises:
+        TypeError: the Cell is no per-channel map.
+    """
+    if isinstance(cell, nn.Identity):
+        return None
+    if isinstance(cell, nn.BatchNorm2d):
+        arrays = (p.asnumpy() for p in (cell.gamma, cell.beta, cell.moving_mean, cell.moving_variance))
+        return fusion.batch_norm(*arrays, eps=cell.eps)
+    raise TypeError(f"{type(cell).__name__} is no per-channel affine map")
+
+
+def linear_of(cell: nn.Conv2d | nn.Dense) -> fusion.Linear:
+    """The weight and bias of a convolution or dense layer."""
+    return fusion.linear(cell.weight.asnumpy(), cell.bias.asnumpy() if cell.has_bias else None)
+
+
+def with_linear(cell: nn.Conv2d | nn.Dense, linear: fusion.Linear) -> nn.Conv2d | nn.Dense:
+    """A new layer of the geometry of ``cell`` (but the kernel size of ``linear``) with the given weight and bias."""
+    if isinstance(cell, nn.Dense):
+        new = nn.Dense(cell.in_channels, cell.out_channels, weight_init="zeros", bias_init="zeros", has_bias=True)
+    else:
+        new = nn.Conv2d(
+            cell.in_channels,
+            cell.out_channels,
+            linear.weight.shape[2:],
+            stride=cell.stride,
+            pad_mode=cell.pad_mode,
+            padding=cell.padding,
+            dilation=cell.dilation,
+            group=cell.group,
+            has_bias=True,
+            weight_init="zeros",
+            bias_init="zeros",
+        )
+    new.weight = float64_parameter(linear.weight, "weight")
+    new.bias = float64_parameter(linear.bias, "bias")
+    return new
+
+
+def fold_after(layer: nn.Conv2d | nn.Dense, norm: nn.Cell) -> nn.Conv2d | nn.Dense:
+    """``norm(layer(x))`` as one layer; exact with any padding."""
+    affine = affine_of(norm)
+    return layer if affine is None else with_linear(layer, fusion.affine_after(affine, linear_of(layer)))
+
+
+def fold_before(norm: nn.Cell, layer: nn.Conv2d | nn.Dense) -> nn.Conv2d | nn.Dense:
+    """``layer(norm(x))`` as one layer; the layer must be 1×1 or dense."""
+    affine = affine_of(norm)
+    groups = getattr(layer, "group", 1)
+    return layer if affine is None else with_linear(layer, fusion.affine_before(linear_of(layer), affine, groups))
+
+
+# -- Initialisation ---------------------------------------------------------------------------------------------------
+
+
+def initialize(parameter: ms.Parameter, init) -> None:
+    """Fill a parameter from a MindSpore initializer."""
+    parameter.set_data(initializer(init, parameter.shape, parameter.dtype))

@@ -1,0 +1,145 @@
+"""Every model of the zoo by name: what is published about it, and how to build it.
+
+The table is plain data, so that names can be listed and checked without importing MindSpore; the networks are imported
+by :func:`create_model`, one family at a time. A fourth family is one file in ``models/`` and its rows here.
+"""
+
+import fnmatch
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+
+@dataclass(frozen=True)
+class Published:
+    """An accuracy on ImageNet-1k that others published; none was measured by this project."""
+
+    input_size: int
+    top1: float  # per cent
+    top5: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model expects of its input, and what is published about it."""
+
+    name: str
+    family: str  # the module in models/
+    input_size: int  # pixels, square
+    crop_pct: float  # centre crop: the shorter side is resized to input_size / crop_pct first
+    published: tuple[Published, ...]
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+    std: tuple[float, float, float] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+_MINDCV = "MindCV, D910x8-G"
+_APPLE = "Apple, FastViT paper"
+_APPLE_DISTILLED = "Apple, FastViT paper, distilled"
+_MMPRETRAIN = "mmpretrain, RIFormer paper"
+
+
+def _visformer(name: str, top1: float, top5: float) -> ModelInfo:
+    return ModelInfo(name, "visformer", 224, 0.9, (Published(224, top1, top5, _MINDCV),))
+
+
+def _fastvit(name: str, crop_pct: float, top1: float, distilled: float) -> ModelInfo:
+    published = (Published(256, top1, None, _APPLE), Published(256, distilled, None, _APPLE_DISTILLED))
+    return ModelInfo(name, "fastvit", 256, crop_pct, published)
+
+
+def _riformer(name: str, crop_pct: float, at224: tuple[float, float], at384: tuple[float, float]) -> ModelInfo:
+    published = (Published(224, *at224, _MMPRETRAIN), Published(384, *at384, _MMPRETRAIN))
+    return ModelInfo(name, "riformer", 224, crop_pct, published)
+
+
+MODELS: dict[str, ModelInfo] = {
+    info.name: info
+    for info in (
+        _visformer("visformer_tiny", 78.28, 94.15),
+        _visformer("visformer_tiny_v2", 78.82, 94.41),
+        _visformer("visformer_small", 81.73, 95.88),
+        _visformer("visformer_small_v2", 82.17, 95.90),
+        _riformer("riformer_s12", 0.9, (76.90, 93.06), (78.29, 93.93)),
+        _riformer("riformer_s24", 0.9, (80.28, 94.80), (81.36, 95.40)),
+        _riformer("riformer_s36", 0.9, (81.29, 95.41), (82.22, 95.95)),
+        _riformer("riformer_m36", 0.95, (82.57, 95.99), (83.39, 96.40)),
+        _riformer("riformer_m48", 0.95, (82.75, 96.11), (83.70, 96.60)),
+        _fastvit("fastvit_t8", 0.9, 76.2, 77.2),
+        _fastvit("fastvit_t12", 0.9, 79.3, 80.3),
+        _fastvit("fastvit_s12", 0.9, 79.9, 81.1),
+        _fastvit("fastvit_sa12", 0.95, 80.9, 81.9),
+        _fastvit("fastvit_sa24", 0.95, 82.7, 83.4),
+        _fastvit("fastvit_sa36", 0.95, 83.6, 84.2),
+        _fastvit("fastvit_ma36", 0.95, 83.9, 84.6),
+    )
+}
+
+_BUILDERS: dict[str, Callable[..., "nn.Cell"]] = {}
+
+
+def register_variants(network: Callable[..., "nn.Cell"], variants: dict[str, dict[str, Any]]) -> None:
+    """Make ``create_model(name, ...)`` build ``network(**hyper_parameters, ...)`` for every name of ``variants``."""
+    for name, hyper_parameters in variants.items():
+        if name not in MODELS:
+            raise KeyError(f"{name} has no row in registry.MODELS")
+        _BUILDERS[name] = lambda _defaults=hyper_parameters, **given: network(**{**_defaults, **given})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that match a shell pattern, in the order of the table."""
+    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def model_info(name: str) -> ModelInfo:
+    """The row of a model.
+
+    Raises:
+        UserError: no model has this name; the nearest is named.
+    """
+    if name not in MODELS:
+        raise UserError(f"no model is called {name!r}; the nearest is {nearest(name, MODELS)!r}")
+    return MODELS[name]
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float | None = None,
+    gelu: str | None = None,
+    **kwargs: Any,
+) -> "nn.Cell":
+    """Build a model, with the same arguments for every family.
+
+    Args:
+        name: one of :func:`list_models`.
+        img_size: pixels, a side or (height, width); the model's published input size by default.
+        drop_rate: dropout.
+        drop_path_rate: stochastic depth of the last block; the variant's own by default.
+        gelu: "exact" or "tanh"; the family's own by default.
+        kwargs: further hyper-parameters of the network.
+
+    Raises:
+        UserError: no model has this name, or the family has no such hyper-parameter.
+    """
+    info = model_info(name)
+    importlib.import_module(f"{__package__}.models.{info.family}")
+    size = img_size or info.input_size
+    optional = {"drop_path_rate": drop_path_rate, "gelu": gelu, **kwargs}
+    return _BUILDERS[name](
+        num_classes=num_classes,
+        in_channels=in_channels,
+        img_size=(size, size) if isinstance(size, int) else tuple(size),
+        drop_rate=drop_rate,
+        **{key: value for key, value in optional.items() if value is not None},
+    )

@@ -1,5 +1,70 @@
-"""The one exception that a user can cause."""
+"""Failures a user can mend: one exception, one line on stderr, exit status 2."""
+
+import difflib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
+
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MS_NODE_ID", "RANK_ID")
 
 
 class UserError(Exception):
     """A failure the user can mend: one line that says what was wrong and what to do; the scripts exit with status 2."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The choice that resembles ``word`` most, for error messages that name it."""
+    names = {choice.lower(): choice for choice in choices}
+    return names[difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.0)[0]]
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main function and leave the process with its exit status.
+
+    A ``UserError`` becomes one line ``error: …`` and status 2, Ctrl-C status 130, a closed pipe (``… | head``) 141.
+    """
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        _fail(2, f"error: {' '.join(str(error).splitlines())}\n")
+    except KeyboardInterrupt:
+        _leave(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
+        _leave(141)
+    except Exception:
+        _fail(1, traceback.format_exc())
+    sys.exit(status)
+
+
+def _fail(status: int, message: str) -> NoReturn:
+    time.sleep(_turn(os.environ))
+    print(message, end="", file=sys.stderr)
+    _leave(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """End this process; as one of several ranks at once, since MPI's clean-up at exit would wait for the others."""
+    sys.stderr.flush()
+    if _rank(os.environ) is None:
+        sys.exit(status)
+    os._exit(status)
+
+
+def _turn(environ: Mapping[str, str]) -> float:
+    """Seconds to wait before reporting an error, so that N ranks that meet the same one show it once.
+
+    The launcher ends the whole job as soon as one rank leaves with an error. Rank 0 reports at once, the others wait
+    for it to end them; an error that only one of them meets is shown a little later.
+    """
+    rank = _rank(environ)
+    return 1.0 + min(0.1 * rank, 4.0) if rank else 0.0
+
+
+def _rank(environ: Mapping[str, str]) -> int | None:
+    """This process's rank in the job of a launcher, None without one."""
+    return next((int(environ[name]) for name in _RANK_VARIABLES if environ.get(name, "").isdigit()), None)

@@ -1,0 +1,163 @@
+"""Typed settings read from text: how YAML or a flag becomes the value of a configuration field.
+
+YAML scalars and command line tokens are read by the same rules, those of the field's type, so that ``lr: 1e-3`` (a
+string in YAML 1.1) is a number and ``--distribute False`` is false.
+"""
+
+import dataclasses
+import math
+import operator
+import re
+import types
+import typing
+from typing import Any, Literal
+
+from mindcv_reparam.errors import nearest
+
+Text = str | list[str] | None  # a scalar, a sequence of scalars, YAML's null
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_NULLS = {"none": None, "null": None, "~": None}
+_LIMITS = {
+    "at_least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "at_most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def setting(
+    group: str,
+    scripts: str,
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    inherited: bool = False,
+    **limits: float,
+) -> Any:
+    """A dataclass field together with what the command line needs to know.
+
+    Args:
+        group: heading of the help that lists the flag.
+        scripts: initials of the scripts that have the flag (``"TVE"``: train, validate, export).
+        default: value when neither YAML nor a flag sets it.
+        help: a phrase; the parser adds the default.
+        flag: name on the command line where it differs from the key.
+        inherited: whether validation and export take it from the checkpoint unless the user gives it.
+        limits: ``at_least``, ``above``, ``at_most``, ``below``; they hold for every element of a tuple.
+    """
+    unknown = limits.keys() - _LIMITS.keys()
+    if unknown:
+        raise TypeError(f"unknown limits {sorted(unknown)}")
+    metadata = {
+        "group": group,
+        "scripts": scripts,
+        "help": help,
+        "flag": flag,
+        "inherited": inherited,
+        "limits": limits,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the type itself."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def elements(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a type, a tuple replaced by its elements' type."""
+    return tuple(typing.get_args(one)[0] if typing.get_origin(one) is tuple else one for one in members(hint))
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """Everything that the literals of a type list."""
+    return tuple(
+        choice for one in elements(hint) if typing.get_origin(one) is Literal for choice in typing.get_args(one)
+    )
+
+
+def takes_several(hint: Any) -> bool:
+    """Whether a value may be a tuple."""
+    return any(typing.get_origin(one) is tuple for one in members(hint))
+
+
+def describe(hint: Any) -> str:
+    """What a user may write for a type, as words: "a whole number or None"."""
+    return " or ".join(_describe(member) for member in members(hint))
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        words = ", ".join(str(choice) for choice in typing.get_args(hint))
+        return f"one of {words}" if len(typing.get_args(hint)) > 1 else words
+    if typing.get_origin(hint) is tuple:
+        element, *rest = typing.get_args(hint)
+        if choices(element):
+            return f"{_describe(element)} (several with commas between)"
+        noun = "whole numbers" if element is int else "numbers"
+        return f"{noun} with commas between" if rest == [Ellipsis] else f"{1 + len(rest)} {noun}"
+    nouns = {bool: "True or False", int: "a whole number", float: "a number", str: "text", types.NoneType: "None"}
+    return nouns[hint]
+
+
+def read(name: str, hint: Any, limits: dict[str, float], text: Text) -> Any:
+    """The value that ``text`` stands for.
+
+    Raises:
+        ValueError: one line that names the setting, what it wants, what it got and the nearest choice.
+    """
+    # None first: to a plain str every text is welcome.
+    for member in sorted(members(hint), key=lambda member: member is not types.NoneType):
+        try:
+            value = _read(member, text)
+        except (ValueError, KeyError):
+            continue
+        _check_limits(name, limits, value)
+        return value
+    got = "nothing" if text is None else repr(text if isinstance(text, str) else ", ".join(text))
+    words = [str(choice) for choice in choices(hint)]
+    suggestion = f"; the nearest is {nearest(text, words)}" if len(words) > 1 and isinstance(text, str) else ""
+    raise ValueError(f"{name} must be {describe(hint)}, got {got}{suggestion}")
+
+
+def _read(hint: Any, text: Text) -> Any:
+    if typing.get_origin(hint) is tuple:
+        return _read_tuple(typing.get_args(hint), text)
+    if hint is types.NoneType and text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError("a single value is wanted")
+    if typing.get_origin(hint) is Literal:
+        return {str(choice): choice for choice in typing.get_args(hint)}[text]
+    if hint is types.NoneType:
+        return _NULLS[text.lower()]
+    if hint is bool:
+        return _BOOLEANS[text.lower()]
+    value = hint(text)
+    if hint is float and not math.isfinite(value):
+        raise ValueError("a finite number is wanted")
+    return value
+
+
+def _read_tuple(elements: tuple[Any, ...], text: Text) -> tuple[Any, ...]:
+    if isinstance(text, str):
+        text = [part for part in re.split(r"[\s,]+", text.strip().strip("[]()")) if part]
+    if not text:
+        raise ValueError("at least one value is wanted")
+    if elements[-1] is Ellipsis:
+        elements = elements[:1] * len(text)
+    if len(elements) != len(text):
+        raise ValueError("another number of values is wanted")
+    return tuple(_read(element, part) for element, part in zip(elements, text))
+
+
+def _check_limits(name: str, limits: dict[str, float], value: Any) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, (int, float)) and not all(
+            _LIMITS[key][1](number, bound) for key, bound in limits.items()
+        ):
+            wanted = " and ".join(f"{_LIMITS[key][0]} {bound:g}" for key, bound in limits.items())
+            raise ValueError(f"{name} must be {wanted}, got {number:g}")

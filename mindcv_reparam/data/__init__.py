@@ -1,0 +1,8 @@
+"""Data sets, augmentation and the loader. Nothing here imports mindspore."""
+
+from mindcv_reparam.data.auto_augment import parse_auto_augment
+from mindcv_reparam.data.datasets import create_dataset
+from mindcv_reparam.data.loader import Loader, create_loader
+from mindcv_reparam.data.source import ImageSource
+
+__all__ = ["ImageSource", "Loader", "create_dataset", "create_loader", "parse_auto_augment"]

@@ -1,0 +1,167 @@
+"""The loader: batches of a source, in order, made ahead by workers."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import numpy as np
+
+from mindcv_reparam.data.batches import Batch, Batches, EvalBatches, TrainBatches
+from mindcv_reparam.data.mixup import BatchMix
+from mindcv_reparam.data.sampler import EvalSampler, Shard, TrainSampler
+from mindcv_reparam.data.source import ImageSource
+from mindcv_reparam.data.transforms import eval_transform, train_transform
+from mindcv_reparam.data.workers import ProcessWorkers, ThreadWorkers
+from mindcv_reparam.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Batches of one rank, in the order of their steps.
+
+    ``for batch in loader.epoch(e)`` yields tuples of NumPy arrays that belong to the caller:
+
+    - training: images float32 (B, 3, H, W), soft labels float32 (B, num_classes), label smoothing and mixing included;
+    - validation: images, labels int32 (B,), weights float32 (B,): 1, or 0 for padding and for unreadable images.
+
+    B is the same in every batch and the number of steps the same on every rank. The batch of (epoch, step) depends on
+    the config's seed, on the rank and on the number of ranks, and on nothing else: not on workers, not on what was
+    drawn before. Workers start with the first epoch and live until ``close``; towards the end of an epoch they begin
+    the next one.
+
+    Attributes:
+        steps_per_epoch: batches of an epoch on this rank (the same on all).
+        num_classes: of the labels.
+        skipped: how often a sample could not be read so far on this rank (training replaces it, validation leaves it
+            out).
+        bad_files: message by index of every sample that could not be read so far on this rank.
+    """
+
+    def __init__(
+        self, batches: Batches, num_classes: int, workers: int, last_epoch: int, allow_unreadable: bool
+    ) -> None:
+        self.steps_per_epoch = batches.sampler.steps_per_epoch
+        self.num_classes = num_classes
+        self.skipped = 0
+        self.bad_files: dict[int, str] = {}
+        self._batches = batches
+        self._worker_count = workers
+        self._last_epoch = last_epoch
+        self._allow_unreadable = allow_unreadable
+        self._workers: ThreadWorkers | ProcessWorkers | None = None
+        self._ahead: deque[tuple[tuple[int, int], Future[tuple[np.ndarray, Batch]]]] = deque()
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+        """The batches ``start_step`` … of ``epoch`` (from 0). Raises UserError on what cannot be read or left out."""
+        for step in range(start_step, self.steps_per_epoch):
+            images, rest = self._take(epoch, step).result()
+            for index, message in rest.unreadable:
+                self._note(index, message)
+            yield (images, *rest.arrays)
+
+    def close(self) -> None:
+        """End the workers. The loader can be used again: it starts new ones."""
+        self._drop_ahead()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _take(self, epoch: int, step: int) -> Future[tuple[np.ndarray, Batch]]:
+        """The batch of (epoch, step), with as many of its successors under way as keep the workers busy."""
+        if self._workers is None:
+            small = self._worker_count == 0
+            self._workers = ThreadWorkers(self._batches) if small else ProcessWorkers(self._batches, self._worker_count)
+        if self._ahead and self._ahead[0][0] != (epoch, step):
+            self._drop_ahead()
+        if not self._ahead:
+            self._submit((epoch, step))
+        _, future = self._ahead.popleft()
+        last = self._ahead[-1][0] if self._ahead else (epoch, step)
+        while len(self._ahead) <= self._workers.count and (last := self._after(*last)) is not None:
+            self._submit(last)
+        return future
+
+    def _submit(self, place: tuple[int, int]) -> None:
+        self._ahead.append((place, self._workers.submit(*place)))
+
+    def _drop_ahead(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+
+    def _after(self, epoch: int, step: int) -> tuple[int, int] | None:
+        if step + 1 < self.steps_per_epoch:
+            return epoch, step + 1
+        return (epoch + 1, 0) if epoch < self._last_epoch else None
+
+    def _note(self, index: int, message: str) -> None:
+        if not self._allow_unreadable:
+            self.close()
+            raise UserError(f"{message}; mend or remove the file, or leave it out with --allow_bad_images True")
+        self.skipped += 1
+        if index not in self.bad_files:
+            self.bad_files[index] = message
+            _log.warning("%s; skipped", message)
+
+
+def create_loader(source: ImageSource, config, train: bool, rank: int = 0, size: int = 1) -> Loader:
+    """A Loader of ``source`` for one of ``size`` ranks; ``config.batch_size`` is that of one rank.
+
+    ``config.num_parallel_workers`` is capped at the cores this process may use; sources held in memory get one thread
+    instead of processes. Files found bad while listing are reported here, once, by rank 0.
+
+    Raises:
+        UserError: more classes than ``config.num_classes``, an empty epoch, a setting out of range; in validation,
+            without ``config.allow_bad_images``, files found bad while listing.
+    """
+    if config.in_channels != 3:
+        raise UserError(f"in_channels {config.in_channels}: the data sets give RGB images, set in_channels to 3")
+    num_classes = config.num_classes or len(source.classes)
+    if num_classes < len(source.classes):
+        raise UserError(f"num_classes {num_classes} is less than the {len(source.classes)} classes of the data set")
+    allow_unreadable = train or config.allow_bad_images
+    _report(source.problems, allow_unreadable, rank)
+    shard = Shard(config.batch_size, rank, size)
+    if train:
+        batches: Batches = TrainBatches(
+            source=source,
+            sampler=TrainSampler(
+                length=len(source),
+                shard=shard,
+                seed=config.seed,
+                shuffle=config.shuffle,
+                num_samples=config.num_samples,
+                drop_remainder=config.drop_remainder,
+                repeats=max(1, config.aug_repeats),
+            ),
+            transform=train_transform(config),
+            mix=BatchMix(config.mixup, config.cutmix, config.cutmix_prob, config.switch_prob),
+            num_classes=num_classes,
+            smoothing=config.label_smoothing,
+        )
+    else:
+        batches = EvalBatches(source, EvalSampler(len(source), shard), eval_transform(config))
+    workers = 0 if source.in_memory else min(config.num_parallel_workers, _usable_cores())
+    # Validation ends with its epoch; training goes on to the next one.
+    return Loader(batches, num_classes, workers, config.epoch_size - 1 if train else 0, allow_unreadable)
+
+
+def _report(problems: tuple[str, ...], allowed: bool, rank: int) -> None:
+    if problems and not allowed:
+        raise UserError(f"{problems[0]} ({len(problems)} such); mend it, or leave it out with --allow_bad_images True")
+    if rank == 0:
+        for problem in problems:
+            _log.warning("%s", problem)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

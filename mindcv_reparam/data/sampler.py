@@ -1,0 +1,118 @@
+"""Which samples make up a batch: order, sharding over ranks, repetition and padding."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mindcv_reparam.data.randomness import Purpose, stream
+from mindcv_reparam.errors import UserError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples of one batch, each array of shape (batch_size,).
+
+    ``positions`` are places in the epoch's global order (before sharding): they key the augmentation, so that a global
+    batch holds the same images on one rank as on many. ``indices`` are samples of the source. ``valid`` is False for
+    the padding at the end of a validation run.
+    """
+
+    positions: np.ndarray
+    indices: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank of ``size``: step s of the epoch covers the global positions [s·B·size, (s+1)·B·size), interleaved."""
+
+    batch_size: int
+    rank: int = 0
+    size: int = 1
+
+    def positions(self, step: int) -> np.ndarray:
+        """Global positions of this rank's batch at ``step``, int64 (batch_size,)."""
+        return (step * self.batch_size + np.arange(self.batch_size)) * self.size + self.rank
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that all ranks together take in one step."""
+        return self.batch_size * self.size
+
+
+@dataclass(frozen=True)
+class TrainSampler:
+    """Every epoch in a new order that depends on (seed, epoch) alone; every rank makes the same number of steps.
+
+    Args:
+        length: samples in the source.
+        shard: this rank's part.
+        seed: of the run.
+        shuffle: False keeps the source's order.
+        num_samples: samples of an epoch over all ranks: the first ones, or with ``shuffle`` a new random subset in
+            each epoch (None: all).
+        drop_remainder: drop the last incomplete global batch. Otherwise it is filled from the start of the order, so
+            that a compiled graph meets one shape.
+        repeats: repeated augmentation (Hoffer et al. 2019; MindCV's ``aug_repeats``, timm's RepeatAugSampler): each
+            sample stands ``repeats`` times in a row in the global order, hence on different ranks where there are
+            several, and the epoch keeps its length: it sees 1/repeats of the samples.
+    """
+
+    length: int
+    shard: Shard
+    seed: int
+    shuffle: bool = True
+    num_samples: int | None = None
+    drop_remainder: bool = True
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_samples is not None and self.repeats > 1:
+            raise UserError("num_samples and aug_repeats exclude each other: give one of them")
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{self.epoch_length} training samples do not fill one batch of {self.shard.batch_size} on each of "
+                f"{self.shard.size} ranks: lower --batch_size or set --drop_remainder False"
+            )
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples of an epoch over all ranks, before dropping or padding."""
+        return self.length if self.num_samples is None else min(self.num_samples, self.length)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        full, rest = divmod(self.epoch_length, self.shard.global_batch)
+        return full + (rest > 0 and not self.drop_remainder)
+
+    def draw(self, epoch: int, step: int) -> Draw:
+        """The samples of this rank's batch at ``step`` of ``epoch``."""
+        positions = self.shard.positions(step)
+        order = _order(self.length, self.seed, epoch) if self.shuffle else np.arange(self.length)
+        indices = order[positions % self.epoch_length // self.repeats]
+        return Draw(positions, indices, np.ones(len(positions), dtype=bool))
+
+
+@dataclass(frozen=True)
+class EvalSampler:
+    """Each sample exactly once over all ranks; every batch full, the rest marked invalid."""
+
+    length: int
+    shard: Shard
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.length // self.shard.global_batch)
+
+    def draw(self, epoch: int, step: int) -> Draw:
+        """The samples of this rank's batch at ``step``; the same in every epoch."""
+        positions = self.shard.positions(step)
+        return Draw(positions, np.minimum(positions, self.length - 1), positions < self.length)
+
+
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> np.ndarray:
+    order = stream(seed, Purpose.ORDER, epoch).permutation(length)
+    order.flags.writeable = False
+    return order

@@ -1,0 +1,299 @@
+"""Image → network input, with the semantics of timm's ImageNet transforms and the keys of MindCV's recipes.
+
+Plain functions of a Pillow image and a random generator. Pillow's bilinear, bicubic … filters antialias when they
+shrink, as timm's do (MindSpore's ``Inter.BICUBIC`` does not).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from mindcv_reparam.data.auto_augment import Policy, Style, parse_auto_augment
+from mindcv_reparam.errors import UserError
+
+_RESAMPLINGS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_RANDOM = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+_CROP_ATTEMPTS = 10
+
+
+def resamplings(interpolation: str) -> tuple[Image.Resampling, ...]:
+    """Filters that ``interpolation`` names: one, or the two that "random" chooses from for every image."""
+    if interpolation == "random":
+        return _RANDOM
+    if interpolation not in _RESAMPLINGS:
+        raise UserError(f"unknown interpolation {interpolation!r}: known are random, {', '.join(_RESAMPLINGS)}")
+    return (_RESAMPLINGS[interpolation],)
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """``image_resize`` is one number or [height, width]."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """RGB image → (pixel − mean) / std, float32 (3, H, W); ``mean`` and ``std`` on the scale 0–255."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    _table: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # A pixel has 256 values: their normalised ones are computed once, in float64.
+        levels = (np.arange(256)[None] - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
+        object.__setattr__(self, "_table", levels.astype(np.float32))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        pixels = np.asarray(image)
+        output = np.empty((3, image.height, image.width), dtype=np.float32)
+        for channel in range(3):
+            np.take(self._table[channel], pixels[:, :, channel], out=output[channel], mode="clip")
+        return output
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A crop of ``scale`` of the area and an aspect in ``ratio`` (log-uniform), resized to (height, width).
+
+    After ten crops that do not fit: the largest centred crop within ``ratio``.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    filters: tuple[Image.Resampling, ...]
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        top, left, height, width = self.draw(image.height, image.width, rng)
+        resampling = self.filters[rng.integers(len(self.filters)) if len(self.filters) > 1 else 0]
+        crop = image.crop((left, top, left + width, top + height))
+        return crop.resize((self.size[1], self.size[0]), resampling)
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height, width of the crop in an image of ``height`` × ``width``."""
+        log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(_CROP_ATTEMPTS):
+            area = rng.uniform(*self.scale) * height * width
+            aspect = math.exp(rng.uniform(*log_ratio))
+            crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if crop_width <= width and crop_height <= height:
+                top = rng.integers(height - crop_height, endpoint=True)
+                left = rng.integers(width - crop_width, endpoint=True)
+                return int(top), int(left), crop_height, crop_width
+        crop_height, crop_width = height, width
+        if width / height < min(self.ratio):
+            crop_height = round(width / min(self.ratio))
+        elif width / height > max(self.ratio):
+            crop_width = round(height * max(self.ratio))
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Brightness, contrast, saturation and hue in random order (torchvision's ColorJitter).
+
+    Factors are uniform in [max(0, 1−x), 1+x]; hue turns by up to ±x of the circle.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float = 0.0
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        enhancers = (
+            (ImageEnhance.Brightness, self.brightness),
+            (ImageEnhance.Contrast, self.contrast),
+            (ImageEnhance.Color, self.saturation),
+            (None, self.hue),
+        )
+        for index in rng.permutation(len(enhancers)):
+            enhancer, strength = enhancers[index]
+            if strength <= 0.0:
+                continue
+            if enhancer is None:
+                image = _turn_hue(image, rng.uniform(-strength, strength))
+            else:
+                image = enhancer(image).enhance(rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength))
+        return image
+
+
+def _turn_hue(image: Image.Image, fraction: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    turned = (np.asarray(hue).astype(np.int16) + int(fraction * 255)) % 256
+    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Erases one rectangle of a normalised image (arXiv 1708.04896, timm's RandomErasing).
+
+    Args:
+        probability: of erasing.
+        scale: area of the rectangle as a fraction of the image, uniform.
+        ratio: height / width of the rectangle, log-uniform.
+        mode: "const" fills with ``value`` (in normalised units, 0 is the mean colour), "rand" with one normal colour,
+            "pixel" with normal noise.
+        attempts: draws of a rectangle before giving up because none fits.
+    """
+
+    probability: float
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    mode: str = "const"
+    value: float | tuple[float, ...] = 0.0
+    attempts: int = 10
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Erase in ``image`` (C, H, W) in place."""
+        box = self.draw(image.shape[1], image.shape[2], rng) if rng.random() < self.probability else None
+        if box is not None:
+            top, left, height, width = box
+            image[:, top : top + height, left : left + width] = self._fill((image.shape[0], height, width), rng)
+        return image
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
+        """Top, left, height, width of the rectangle; None when no draw fitted."""
+        log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(self.attempts):
+            area = rng.uniform(*self.scale) * height * width
+            aspect = math.exp(rng.uniform(*log_ratio))
+            box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if box_height < height and box_width < width:
+                top = rng.integers(height - box_height, endpoint=True)
+                left = rng.integers(width - box_width, endpoint=True)
+                return int(top), int(left), box_height, box_width
+        return None
+
+    def _fill(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+        if self.mode == "pixel":
+            return rng.standard_normal(shape, dtype=np.float32)
+        if self.mode == "rand":
+            return rng.standard_normal((shape[0], 1, 1), dtype=np.float32)
+        return np.asarray(self.value, dtype=np.float32).reshape(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Crop, flips, auto-augment or colour jitter, normalise, erase: ``transform(image, rng)`` → float32 (3, H, W)."""
+
+    crop: RandomResizedCrop
+    hflip: float
+    vflip: float
+    policy: Policy | None
+    style: Style
+    jitter: ColorJitter | None
+    normalize: Normalize
+    erasing: RandomErasing | None
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        image = self.crop(image, rng)
+        if rng.random() < self.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if rng.random() < self.vflip:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        if self.policy is not None:
+            image = self.policy(image, rng, self.style)
+        if self.jitter is not None:
+            image = self.jitter(image, rng)
+        output = self.normalize(image)
+        return output if self.erasing is None else self.erasing(output, rng)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize so that ``size / crop_pct`` (rounded down) is covered, keep the centre of ``size``, normalise.
+
+    ``transform(image)`` → float32 (3, H, W). ``crop_pct`` above 1 pads with black.
+    """
+
+    size: tuple[int, int]
+    crop_pct: float
+    resampling: Image.Resampling
+    normalize: Normalize
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        height, width = self.resized(image.height, image.width)
+        image = image.resize((width, height), self.resampling)
+        top, left = _centre(height, self.size[0]), _centre(width, self.size[1])
+        if (height, width) != self.size:
+            image = image.crop((left, top, left + self.size[1], top + self.size[0]))
+        return self.normalize(image)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Size before the crop: the aspect stays, the tighter side meets its target."""
+        target_height, target_width = (math.floor(side / self.crop_pct) for side in self.size)
+        if target_height != target_width:  # timm's ResizeKeepRatio
+            ratio = min(height / target_height, width / target_width)
+            return round(height / ratio), round(width / ratio)
+        if height <= width:  # torchvision's Resize of the shorter side
+            return target_height, int(target_height * width / height)
+        return int(target_width * height / width), target_width
+
+
+def _centre(length: int, target: int) -> int:
+    """Where a centred crop of ``target`` begins; negative where the image must be padded."""
+    return round((length - target) / 2.0) if length >= target else -((target - length) // 2)
+
+
+def train_transform(config) -> TrainTransform:
+    """The training transform of a Config.
+
+    Semantics where timm and MindCV differ or leave a choice: colour jitter is off while ``auto_augment`` is on (both
+    references), except with the 3-Augment policies, whose paper combines them (timm). ``re_value: random`` (MindCV)
+    means ``re_mode: pixel``; a number is the constant of ``re_mode: const``, in normalised units.
+    """
+    filters = resamplings(config.interpolation)
+    size = height_and_width(config.image_resize)
+    normalize = Normalize(tuple(config.mean), tuple(config.std))
+    policy = parse_auto_augment(config.auto_augment) if config.auto_augment else None
+    jitter = None if policy is not None and "3a" not in config.auto_augment else _color_jitter(config.color_jitter)
+    erasing = None
+    if config.re_prob > 0.0:
+        random_value = config.re_value == "random"
+        erasing = RandomErasing(
+            probability=config.re_prob,
+            scale=tuple(config.re_scale),
+            ratio=tuple(config.re_ratio),
+            mode="pixel" if random_value else config.re_mode,
+            value=0.0 if random_value else config.re_value,
+            attempts=config.re_max_attempts,
+        )
+    return TrainTransform(
+        crop=RandomResizedCrop(size, tuple(config.scale), tuple(config.ratio), filters),
+        hflip=config.hflip,
+        vflip=config.vflip,
+        policy=policy,
+        style=Style(fill=tuple(min(255, round(value)) for value in config.mean), resamplings=filters),
+        jitter=jitter,
+        normalize=normalize,
+        erasing=erasing,
+    )
+
+
+def eval_transform(config) -> EvalTransform:
+    """The evaluation transform of a Config; ``interpolation: random`` evaluates bilinearly, as in timm."""
+    return EvalTransform(
+        size=height_and_width(config.image_resize),
+        crop_pct=config.crop_pct,
+        resampling=resamplings(config.interpolation)[0],
+        normalize=Normalize(tuple(config.mean), tuple(config.std)),
+    )
+
+
+def _color_jitter(value: float | Sequence[float] | None) -> ColorJitter | None:
+    """``value`` is one strength for brightness, contrast and saturation, or three or four (with hue)."""
+    strengths = tuple(value) if isinstance(value, list | tuple) else (float(value or 0.0),) * 3
+    if len(strengths) not in (3, 4):
+        raise UserError(f"color_jitter takes one, three or four numbers, not {len(strengths)}")
+    return ColorJitter(*strengths) if any(strengths) else None

@@ -1,0 +1,167 @@
+"""Workers that make batches ahead of their use: threads, or processes that each serve one thread.
+
+A worker process is a fresh interpreter (``python -m mindcv_reparam.data.workers``), never a fork: the parent runs
+MindSpore and MPI threads, whose locks a fork would copy in whatever state they are. Images come back through a memory
+file that belongs to the two processes alone and vanishes with them (no name in /dev/shm, and no limit of its size);
+everything else through pipes. A worker whose parent is gone, however it went, reads the end of its pipe and exits.
+"""
+
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+
+from mindcv_reparam.data.batches import Batch, Batches
+from mindcv_reparam.errors import UserError
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class ThreadWorkers:
+    """One thread in this process: for sources so small that a process would cost more than it brings."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
+        self.count = 1
+
+    def submit(self, epoch: int, step: int) -> Future[tuple[np.ndarray, Batch]]:
+        """The batch of ``step`` of ``epoch``, as (images, rest)."""
+        return self._executor.submit(self._make, epoch, step)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, epoch: int, step: int) -> tuple[np.ndarray, Batch]:
+        images = np.empty(self._batches.image_shape, dtype=np.float32)
+        return images, self._batches.make(epoch, step, images)
+
+
+class ProcessWorkers:
+    """``count`` processes; each batch is made by one of them."""
+
+    def __init__(self, batches: Batches, count: int) -> None:
+        self.count = count
+        self._workers = [_Worker(batches) for _ in range(count)]
+        self._free: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._free.put(worker)
+        self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="data")
+
+    def submit(self, epoch: int, step: int) -> Future[tuple[np.ndarray, Batch]]:
+        """The batch of ``step`` of ``epoch``, as (images, rest)."""
+        return self._executor.submit(self._make, epoch, step)
+
+    def close(self) -> None:
+        """End the processes; batches under way are thrown away."""
+        for worker in self._workers:
+            worker.stop()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, epoch: int, step: int) -> tuple[np.ndarray, Batch]:
+        worker = self._free.get()
+        try:
+            return worker.make(epoch, step)
+        finally:
+            self._free.put(worker)
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._shape = batches.image_shape
+        size = int(np.prod(self._shape)) * np.dtype(np.float32).itemsize
+        descriptor = _memory_file(size)
+        try:
+            self._images = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.float32).reshape(self._shape)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(descriptor)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(descriptor,),
+                env=_environment(),
+            )
+        finally:
+            os.close(descriptor)
+        self._send(batches)
+
+    def make(self, epoch: int, step: int) -> tuple[np.ndarray, Batch]:
+        self._send((epoch, step))
+        try:
+            result = pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            raise UserError(self._obituary()) from None
+        if isinstance(result, Exception):
+            raise result
+        return self._images.copy(), result
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, message: object) -> None:
+        try:
+            pickle.dump(message, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise UserError(self._obituary()) from None
+
+    def _obituary(self) -> str:
+        status = self._process.wait()
+        cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        return f"a data worker died ({cause}): if memory ran out, lower --num_parallel_workers or --batch_size"
+
+
+def _memory_file(size: int) -> int:
+    """Descriptor of an anonymous file of ``size`` bytes, in memory where the system offers it."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("mindcv_reparam_batch", 0)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, the package importable, no thread pools beside the workers."""
+    path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _serve(descriptor: int) -> None:
+    """The worker process: receive the batches' recipe, then make the batch of every (epoch, step) received."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints must not end up among the replies
+    try:
+        batches: Batches = pickle.load(requests)
+        size = int(np.prod(batches.image_shape)) * np.dtype(np.float32).itemsize
+        images = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.float32).reshape(batches.image_shape)
+        while True:
+            epoch, step = pickle.load(requests)
+            try:
+                reply: Batch | Exception = batches.make(epoch, step, images)
+            except UserError as error:
+                reply = error
+            except Exception:
+                reply = RuntimeError(f"data worker failed:\n{traceback.format_exc()}")
+            pickle.dump(reply, replies, protocol=pickle.HIGHEST_PROTOCOL)
+            replies.flush()
+    except (EOFError, BrokenPipeError):
+        return  # the parent has closed its end or is gone
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

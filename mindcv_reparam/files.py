@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,17 +11,19 @@ from mindcv_reparam.errors import UserError
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it once the body has written the file and it is on the disk.
+    """A temporary path, renamed to ``path`` once the body has written the file and it is on the disk.
 
-    The folder is made when missing. When the body fails, nothing is left under either name.
+    It has the same name, since some writers choose the format by it, in a hidden folder beside ``path``, which is made
+    when missing. When the body fails, nothing is left under either name.
 
     Raises:
         UserError: the file system refused (no room, no permission, a folder of that name).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = folder / path.name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -28,5 +31,4 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        shutil.rmtree(folder, ignore_errors=True)

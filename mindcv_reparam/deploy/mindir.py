@@ -1,0 +1,49 @@
+"""MindIR: the graph and weights as MindSpore saves them, for MindSpore itself and for MindSpore Lite's converter."""
+
+import os
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from ..errors import UserError
+from ..files import written_whole
+
+# max|Δ| / max|output| in float32 up to which two programs of one network are taken for equal.
+TOLERANCE = 2e-5
+DYNAMIC_BATCHES = (1, 3)  # what a graph of dynamic batch is tried with
+
+
+def export_mindir(net: nn.Cell, path: str | os.PathLike[str], shape: tuple[int | None, int, int, int]) -> float:
+    """Write a network in evaluation mode as MindIR, load the file again and compare the two on random input.
+
+    Args:
+        path: ends with .mindir; written only if the file agrees with the network.
+        shape: of the input, (N, C, H, W); None for a dynamic batch.
+
+    Returns:
+        The largest difference, relative to the largest output.
+
+    Raises:
+        UserError: the file differs by more than TOLERANCE, or cannot be written.
+    """
+    batch, *image = shape
+    net.set_train(False)
+    example = ms.Tensor(shape=[None, *image], dtype=ms.float32) if batch is None else ms.ops.zeros(shape, ms.float32)
+    with written_whole(path) as temporary:
+        ms.export(net, example, file_name=str(temporary), file_format="MINDIR")
+        temporary.chmod(0o644)
+        exported = nn.GraphCell(ms.load(str(temporary)))
+        shapes = [(size, *image) for size in (DYNAMIC_BATCHES if batch is None else (batch,))]
+        difference = max(relative_difference(net, exported, shape) for shape in shapes)
+        if not difference <= TOLERANCE:
+            raise UserError(f"{path} was not kept: its output differs from the network's by {difference:.1e}, relative")
+    return difference
+
+
+def relative_difference(expected: Callable, actual: Callable, shape: tuple[int, ...]) -> float:
+    """max|Δ| / max|expected| of two programs on the same random images of ``shape``; NaN counts as a difference."""
+    images = ms.Tensor(np.random.default_rng(0).standard_normal(shape), ms.float32)
+    reference, output = expected(images).asnumpy(), actual(images).asnumpy()
+    return float(np.abs(output - reference).max() / np.abs(reference).max())

@@ -1,0 +1,141 @@
+import os
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from mindcv_reparam import checkpoint, create_model, load_checkpoint, reparameterize
+from mindcv_reparam.checkpoint import CheckpointInfo, model_from_checkpoint, read_checkpoint, save_checkpoint
+from mindcv_reparam.errors import UserError
+
+HPARAMS = {"num_classes": 10, "img_size": 32}
+
+
+def randomized(net, seed=0):
+    """Weights that no initialiser gives, so that a weight that was not loaded shows."""
+    rng = np.random.default_rng(seed)
+    for parameter in net.get_parameters():
+        value = rng.uniform(0.5, 1.5, parameter.shape)
+        parameter.set_data(ms.Tensor(value, parameter.dtype))
+    return net
+
+
+@pytest.fixture(scope="module")
+def net():
+    return randomized(create_model("visformer_tiny", **HPARAMS))
+
+
+@pytest.fixture
+def saved(net, tmp_path):
+    path = tmp_path / "net.ckpt"
+    info = CheckpointInfo("visformer_tiny", HPARAMS, classes=list("0123456789"), epoch=3, metrics={"top1": 97.5})
+    save_checkpoint(path, net, info)
+    return path
+
+
+def same(one, other):
+    pairs = zip(one.get_parameters(), other.get_parameters())
+    return all(np.array_equal(a.asnumpy(), b.asnumpy()) for a, b in pairs)
+
+
+def test_a_saved_network_comes_back_whole_and_says_what_it_is(net, saved):
+    other = create_model("visformer_tiny", **HPARAMS)
+    assert not same(net, other)
+    info = load_checkpoint(other, saved)
+    assert same(net, other)
+    assert (info.model, info.epoch, info.classes[3], info.metrics) == ("visformer_tiny", 3, "3", {"top1": 97.5})
+    assert os.listdir(saved.parent) == ["net.ckpt"]
+
+
+def test_model_from_checkpoint_rebuilds_a_fused_network(net, tmp_path):
+    path = tmp_path / "fused.ckpt"
+    fused = reparameterize(net)
+    save_checkpoint(path, fused, CheckpointInfo("visformer_tiny", HPARAMS, state="full"))
+    rebuilt, info = model_from_checkpoint(path)
+    assert info.state == "full"
+    assert [p.name for p in rebuilt.get_parameters()] == [p.name for p in fused.get_parameters()]
+    assert same(rebuilt, fused)
+
+
+def test_a_file_of_another_program_loads_by_name(net, tmp_path):
+    path = tmp_path / "mindcv.ckpt"
+    ms.save_checkpoint(net, str(path))
+    arrays, info = read_checkpoint(path)
+    assert info is None
+    assert "stage1.0.norm2.gamma" in arrays
+    with pytest.raises(UserError, match="does not say which model"):
+        model_from_checkpoint(path)
+    rebuilt, _ = model_from_checkpoint(path, "visformer_tiny", **HPARAMS)
+    assert same(net, rebuilt)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: raw[:-3], lambda raw: b"", None])
+def test_a_damaged_file_is_one_clear_error(net, saved, damage):
+    raw = bytearray(saved.read_bytes())
+    if damage is None:
+        raw[len(raw) // 2] ^= 1  # one bit within the weights
+    saved.write_bytes(raw if damage is None else damage(bytes(raw)))
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        read_checkpoint(saved)
+
+
+def test_a_wrong_path_names_what_is_there(saved):
+    with pytest.raises(UserError, match=r"no checkpoint at .*lost\.ckpt; .* has net\.ckpt"):
+        read_checkpoint(saved.with_name("lost.ckpt"))
+
+
+def test_a_mismatch_lists_both_sides_and_touches_nothing(saved):
+    other = create_model("visformer_tiny_v2", **HPARAMS)
+    before = [p.asnumpy().copy() for p in other.get_parameters()]
+    with pytest.raises(UserError) as error:
+        load_checkpoint(other, saved)
+    message = str(error.value)
+    assert "a train checkpoint of visformer_tiny" in message
+    assert "the file lacks pos_embed0" in message
+    assert "the network lacks stage1.4.norm2" in message
+    assert "other shapes: " in message
+    assert "\n" not in message
+    assert all(np.array_equal(a, p.asnumpy()) for a, p in zip(before, other.get_parameters()))
+
+
+def test_another_model_than_asked_for_is_refused(saved):
+    with pytest.raises(UserError, match="is a checkpoint of visformer_tiny, not of visformer_small"):
+        model_from_checkpoint(saved, "visformer_small")
+
+
+def test_another_class_count_needs_a_new_head(net, saved, caplog):
+    other = create_model("visformer_tiny", num_classes=7, img_size=32)
+    head = other.head.weight.asnumpy().copy()
+    with pytest.raises(UserError, match=r"other shapes: head\.weight \(10, 384\) in the file, \(7, 384\)"):
+        load_checkpoint(other, saved)
+    with caplog.at_level("INFO"):
+        load_checkpoint(other, saved, new_head=True)
+    assert "new head.weight, (10, 384) in the file, (7, 384) here" in caplog.text
+    assert np.array_equal(other.head.weight.asnumpy(), head)
+    assert np.array_equal(other.norm.gamma.asnumpy(), net.norm.gamma.asnumpy())
+
+
+def test_position_embeddings_follow_the_image_size(net, saved, caplog):
+    other = create_model("visformer_tiny", num_classes=10, img_size=(64, 32))
+    with caplog.at_level("INFO"):
+        load_checkpoint(other, saved)
+    assert "pos_embed1 interpolated from (1, 96, 4, 4) to (1, 96, 8, 4)" in caplog.text
+    # Bicubic interpolation of a linear ramp is the ramp itself, away from the borders.
+    ramp = np.broadcast_to(np.arange(8.0)[:, None], (1, 2, 8, 4))
+    resized = checkpoint.resize_position_embedding(ramp, (1, 2, 16, 4))
+    np.testing.assert_allclose(resized[0, 0, 6:10, 0], np.arange(6, 10) / 2 - 0.25, atol=0.02)
+    x = ms.Tensor(np.random.default_rng(0).normal(size=(1, 3, 64, 32)), ms.float32)
+    assert other.set_train(False)(x).shape == (1, 10)
+
+
+def test_a_full_disk_leaves_the_old_file(net, saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ms, "save_checkpoint", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(saved, net, CheckpointInfo("visformer_tiny", HPARAMS))
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == ["net.ckpt"]

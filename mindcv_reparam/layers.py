@@ -8,11 +8,11 @@ from typing import Literal
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from . import fusion
-from .reparam import Reparameterizable, float64_parameter
+from .reparam import Reparameterizable, float64_parameter, replace_children
 
 Gelu = Literal["exact", "tanh"]
 
@@ -129,6 +129,83 @@ class GlobalAvgPool(nn.Cell):
         return x.mean((2, 3))
 
 
+class LayerScale(nn.Cell):
+    """A learned factor per channel on a residual branch (Touvron et al., arXiv 2103.17239, section 2).
+
+    Args:
+        shape: of the parameter, with one entry per channel: (C, 1, 1) decays under the rule of one dimension, (C,) not.
+    """
+
+    def __init__(self, shape: tuple[int, ...], value: float):
+        super().__init__()
+        self.gamma = Parameter(Tensor(np.full(shape, value), ms.float32), name="gamma")
+
+    def construct(self, x):
+        return x * self.gamma.reshape((-1, 1, 1))
+
+
+class SqueezeExcite(nn.Cell):
+    """Gates per channel from the mean over pixels (Hu et al., arXiv 1709.01507)."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = conv2d(channels, hidden, bias=True)
+        self.act = nn.ReLU()
+        self.fc2 = conv2d(hidden, channels, bias=True)
+        self.gate = nn.Sigmoid()
+
+    def construct(self, x):
+        return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3), keep_dims=True)))))
+
+
+class Attention(Reparameterizable, nn.Cell):
+    """Multi-head self-attention over the pixels of a map, with q, k and v from one 1×1 convolution.
+
+    Args:
+        dim: channels, a multiple of num_heads.
+        scale: the factor of the scores qᵀk.
+        bias: whether the projection has a bias; q, k and v have none.
+    """
+
+    def __init__(self, dim: int, num_heads: int, scale: float, bias: bool, drop_rate: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = conv2d(dim, 3 * dim)
+        self.scale = Scale(scale)
+        self.proj = conv2d(dim, dim, bias=bias)
+        self.proj_drop = dropout(drop_rate)
+        # Channels first throughout: qᵀk and v·attnᵀ are batched products on transposed operands, without a transpose.
+        self.scores = ops.BatchMatMul(transpose_a=True)
+        self.gather = ops.BatchMatMul(transpose_b=True)
+        self.softmax = nn.Softmax(axis=-1)
+
+    def construct(self, x):
+        _, channels, height, width = x.shape
+        qkv = self.qkv(x).reshape((-1, 3 * self.num_heads, self.head_dim, height * width))
+        q, k, v = ops.split(qkv, self.num_heads, axis=1)  # each (N, heads, head_dim, H·W)
+        attention = self.softmax(self.scores(self.scale(q), k))  # (N, heads, H·W, H·W)
+        x = self.gather(v, attention).reshape((-1, channels, height, width))
+        return self.proj_drop(self.proj(x))
+
+    def fuse(self) -> nn.Cell:
+        """The scale goes into the rows of q. The bias of k adds the same to every score of a softmax, so it drops out;
+        that of v passes through the rows of attention, which sum to one, into the bias of the projection."""
+        qkv, proj = linear_of(self.qkv), linear_of(self.proj)
+        q, v = slice(None, qkv.weight.shape[0] // 3), slice(-qkv.weight.shape[0] // 3, None)
+        scale = self.scale.value if isinstance(self.scale, Scale) else 1.0
+        weight, bias = qkv.weight.copy(), np.zeros_like(qkv.bias)
+        weight[q] *= scale
+        bias[q] = qkv.bias[q] * scale
+        value_bias = fusion.affine(np.ones_like(qkv.bias[v]), qkv.bias[v])
+        return replace_children(
+            self,
+            qkv=with_linear(self.qkv, fusion.Linear(weight, bias)),
+            scale=nn.Identity(),
+            proj=with_linear(self.proj, fusion.affine_before(proj, value_bias)),
+        )
+
+
 class ConvNorm(Reparameterizable, nn.SequentialCell):
     """Convolution → batch normalisation (→ activation); fuses to a convolution with bias."""
 
@@ -152,6 +229,8 @@ def affine_of(cell: nn.Cell) -> fusion.Affine | None:
     if isinstance(cell, nn.BatchNorm2d):
         arrays = (p.asnumpy() for p in (cell.gamma, cell.beta, cell.moving_mean, cell.moving_variance))
         return fusion.batch_norm(*arrays, eps=cell.eps)
+    if isinstance(cell, LayerScale):
+        return fusion.affine(cell.gamma.asnumpy())
     raise TypeError(f"{type(cell).__name__} is no per-channel affine map")
 
 
@@ -160,10 +239,10 @@ def linear_of(cell: nn.Conv2d | nn.Dense) -> fusion.Linear:
     return fusion.linear(cell.weight.asnumpy(), cell.bias.asnumpy() if cell.has_bias else None)
 
 
-def with_linear(cell: nn.Conv2d | nn.Dense, linear: fusion.Linear) -> nn.Conv2d | nn.Dense:
+def with_linear(cell: nn.Conv2d | nn.Dense, linear: fusion.Linear, bias: bool = True) -> nn.Conv2d | nn.Dense:
     """A new layer of the geometry of ``cell`` (but the kernel size of ``linear``) with the given weight and bias."""
     if isinstance(cell, nn.Dense):
-        new = nn.Dense(cell.in_channels, cell.out_channels, weight_init="zeros", bias_init="zeros", has_bias=True)
+        new = nn.Dense(cell.in_channels, cell.out_channels, weight_init="zeros", bias_init="zeros", has_bias=bias)
     else:
         new = nn.Conv2d(
             cell.in_channels,
@@ -174,12 +253,13 @@ def with_linear(cell: nn.Conv2d | nn.Dense, linear: fusion.Linear) -> nn.Conv2d 
             padding=cell.padding,
             dilation=cell.dilation,
             group=cell.group,
-            has_bias=True,
+            has_bias=bias,
             weight_init="zeros",
             bias_init="zeros",
         )
     new.weight = float64_parameter(linear.weight, "weight")
-    new.bias = float64_parameter(linear.bias, "bias")
+    if bias:
+        new.bias = float64_parameter(linear.bias, "bias")
     return new
 
 
@@ -194,6 +274,14 @@ def fold_before(norm: nn.Cell, layer: nn.Conv2d | nn.Dense) -> nn.Conv2d | nn.De
     affine = affine_of(norm)
     groups = getattr(layer, "group", 1)
     return layer if affine is None else with_linear(layer, fusion.affine_before(linear_of(layer), affine, groups))
+
+
+def move_bias(first: nn.Conv2d, second: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """``second(first(x))`` as two layers of which only the second has a bias; the second must be 1×1."""
+    linear = linear_of(first)
+    shift = fusion.affine(np.ones_like(linear.bias), linear.bias)
+    moved = fusion.affine_before(linear_of(second), shift, second.group)
+    return with_linear(first, linear, bias=False), with_linear(second, moved)
 
 
 # -- Initialisation ---------------------------------------------------------------------------------------------------

@@ -53,6 +53,11 @@ def reparameterize(net: nn.Cell, level: Level = "full") -> nn.Cell:
     return net.set_train(False)
 
 
+def fused(cell: nn.Cell) -> nn.Cell:
+    """What a Cell fuses to, or the Cell itself: for parents that are replaced at a lower level than their children."""
+    return cell.fuse() if isinstance(cell, Reparameterizable) else cell
+
+
 def replace_children(cell: nn.Cell, **children: nn.Cell) -> nn.Cell:
     """A deep copy of ``cell`` with some of its children exchanged."""
     new = copy.deepcopy(cell)
@@ -68,13 +73,13 @@ def float64_parameter(value, name: str) -> Parameter:
 
 def _fuse(cell: nn.Cell, level: int) -> nn.Cell:
     for name, child in cell.name_cells().items():
-        fused = _fuse(child, level)
-        if fused is not child:
+        new = _fuse(child, level)
+        if new is not child:
             # SequentialCell and CellList run a list of their own, which only item assignment updates.
             if isinstance(cell, nn.SequentialCell | nn.CellList):
-                cell[int(name)] = fused
+                cell[int(name)] = new
             else:
-                setattr(cell, name, fused)
+                setattr(cell, name, new)
     if isinstance(cell, Reparameterizable) and LEVELS.index(cell.level) <= level:
         return cell.fuse()
     return cell

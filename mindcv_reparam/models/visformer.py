@@ -7,15 +7,14 @@ networks with the exact GELU.
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import HeNormal, TruncatedNormal
 
-from .. import fusion
 from ..layers import (
+    Attention,
     ConvNorm,
     Gelu,
     GlobalAvgPool,
-    Scale,
     batch_norm,
     conv2d,
     dense,
@@ -26,58 +25,9 @@ from ..layers import (
     fold_before,
     gelu,
     initialize,
-    linear_of,
-    with_linear,
 )
 from ..registry import register_variants
 from ..reparam import Reparameterizable, replace_children
-
-
-class Attention(Reparameterizable, nn.Cell):
-    """Multi-head self-attention over the pixels of a map, with q, k and v from one 1×1 convolution (section 3.2).
-
-    Args:
-        dim: channels, a multiple of num_heads.
-        qk_scale: exponent e of the factor ``head_dim ** e`` that multiplies q and k each.
-    """
-
-    def __init__(self, dim: int, num_heads: int, qk_scale: float, drop_rate: float):
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.qkv = conv2d(dim, 3 * dim)
-        self.scale = Scale(self.head_dim ** (2 * qk_scale))
-        self.proj = conv2d(dim, dim)
-        self.proj_drop = dropout(drop_rate)
-        # Channels first throughout: qᵀk and v·attnᵀ are batched products on transposed operands, without a transpose.
-        self.scores = ops.BatchMatMul(transpose_a=True)
-        self.gather = ops.BatchMatMul(transpose_b=True)
-        self.softmax = nn.Softmax(axis=-1)
-
-    def construct(self, x):
-        _, channels, height, width = x.shape
-        qkv = self.qkv(x).reshape((-1, 3 * self.num_heads, self.head_dim, height * width))
-        q, k, v = ops.split(qkv, self.num_heads, axis=1)  # each (N, heads, head_dim, H·W)
-        attention = self.softmax(self.scores(self.scale(q), k))  # (N, heads, H·W, H·W)
-        x = self.gather(v, attention).reshape((-1, channels, height, width))
-        return self.proj_drop(self.proj(x))
-
-    def fuse(self) -> nn.Cell:
-        """The scale goes into the rows of q. The bias of k adds the same to every score of a softmax, so it drops out;
-        that of v passes through the rows of attention, which sum to one, into the bias of the projection."""
-        qkv, proj = linear_of(self.qkv), linear_of(self.proj)
-        q, v = slice(None, qkv.weight.shape[0] // 3), slice(-qkv.weight.shape[0] // 3, None)
-        scale = self.scale.value if isinstance(self.scale, Scale) else 1.0
-        weight, bias = qkv.weight.copy(), np.zeros_like(qkv.bias)
-        weight[q] *= scale
-        bias[q] = qkv.bias[q] * scale
-        value_bias = fusion.affine(np.ones_like(qkv.bias[v]), qkv.bias[v])
-        return replace_children(
-            self,
-            qkv=with_linear(self.qkv, fusion.Linear(weight, bias)),
-            scale=nn.Identity(),
-            proj=with_linear(self.proj, fusion.affine_before(proj, value_bias)),
-        )
 
 
 class Mlp(nn.Cell):
@@ -113,7 +63,8 @@ class Block(Reparameterizable, nn.Cell):
     ):
         super().__init__()
         self.norm1 = batch_norm(dim) if num_heads else None
-        self.attn = Attention(dim, num_heads, qk_scale, drop_rate) if num_heads else None
+        scale = (dim // num_heads) ** (2 * qk_scale) if num_heads else None
+        self.attn = Attention(dim, num_heads, scale, False, drop_rate) if num_heads else None
         self.norm2 = batch_norm(dim)
         hidden, groups = (4 * dim, None) if num_heads else (2 * dim, 8)
         self.mlp = Mlp(dim, hidden, groups, gelu_kind, drop_rate)

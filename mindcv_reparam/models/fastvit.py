@@ -1,0 +1,399 @@
+"""FastViT: A Fast Hybrid Vision Transformer using Structural Reparameterization (Vasu et al., arXiv 2303.14189).
+
+Blocks train with parallel branches and infer as one convolution each. Apple's release (ml-fastvit) and timm's
+``fastvit_*`` are the same networks; parameter names follow timm's where the Cells coincide.
+"""
+
+import math
+
+from mindspore import nn
+from mindspore.common.initializer import HeUniform, Normal, Uniform, Zero
+
+from .. import fusion
+from ..layers import (
+    Attention,
+    ConvNorm,
+    Gelu,
+    GlobalAvgPool,
+    LayerScale,
+    SqueezeExcite,
+    affine_of,
+    batch_norm,
+    conv2d,
+    dense,
+    drop_path,
+    drop_path_rates,
+    dropout,
+    fold_after,
+    fold_before,
+    gelu,
+    initialize,
+    linear_of,
+    move_bias,
+    with_linear,
+)
+from ..registry import register_variants
+from ..reparam import Reparameterizable, fused, replace_children
+
+HEAD_DIM = 32
+
+
+class MobileOneConv(Reparameterizable, nn.Cell):
+    """Sum of a k×k and (if k > 1) a 1×1 "scale" convolution and (if shapes allow) the identity, each with its own norm.
+
+    MobileOne (Vasu et al., arXiv 2206.04040, section 3.2) with one convolutional branch.
+    """
+
+    level = "branches"
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1):
+        super().__init__()
+        channels = (in_channels, out_channels)
+        self.kxk = ConvNorm(conv2d(*channels, kernel_size, stride, groups=groups), batch_norm(out_channels))
+        has_scale, has_identity = kernel_size > 1, in_channels == out_channels and stride == 1
+        self.scale = (
+            ConvNorm(conv2d(*channels, 1, stride, groups=groups), batch_norm(out_channels)) if has_scale else None
+        )
+        self.identity = batch_norm(out_channels) if has_identity else None
+
+    def construct(self, x):
+        y = self.kxk(x)
+        if self.scale is not None:
+            y = y + self.scale(x)
+        if self.identity is not None:
+            y = y + self.identity(x)
+        return y
+
+    def fuse(self) -> nn.Cell:
+        conv = fused(self.kxk)
+        branches = [linear_of(conv)]
+        if self.scale is not None:
+            branches.append(linear_of(fused(self.scale)))
+        if self.identity is not None:
+            identity = fusion.identity(conv.out_channels, conv.group)
+            branches.append(fusion.affine_after(affine_of(self.identity), identity))
+        return with_linear(conv, fusion.parallel(*branches))
+
+
+class MobileOneBlock(nn.Cell):
+    """Branches, optionally squeeze-and-excitation with ratio 1/16, then GELU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        squeeze_excite: bool = False,
+        gelu_kind: Gelu = "exact",
+    ):
+        super().__init__()
+        self.conv = MobileOneConv(in_channels, out_channels, kernel_size, stride, groups)
+        self.se = SqueezeExcite(out_channels, out_channels // 16) if squeeze_excite else None
+        self.act = gelu(gelu_kind)
+
+    def construct(self, x):
+        x = self.conv(x)
+        if self.se is not None:
+            x = self.se(x)
+        return self.act(x)
+
+
+class LargeKernelConv(Reparameterizable, nn.Cell):
+    """Sum of a 7×7 and a 3×3 convolution, each with its own norm (RepLKNet, Ding et al., arXiv 2203.06717)."""
+
+    level = "branches"
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        channels, options = (in_channels, out_channels), dict(stride=stride, groups=in_channels)
+        self.large = ConvNorm(conv2d(*channels, 7, **options), batch_norm(out_channels))
+        self.small = ConvNorm(conv2d(*channels, 3, **options), batch_norm(out_channels))
+
+    def construct(self, x):
+        return self.large(x) + self.small(x)
+
+    def fuse(self) -> nn.Cell:
+        large, small = fused(self.large), fused(self.small)
+        return with_linear(large, fusion.parallel(linear_of(large), linear_of(small)))
+
+
+class PatchEmbed(Reparameterizable, nn.Cell):
+    """Depthwise large-kernel convolution at stride 2, two filters per channel, then a 1×1 block.
+
+    There is no activation between the two: the released code discards its result, and the weights expect that.
+    """
+
+    def __init__(self, in_channels: int, dim: int, gelu_kind: Gelu):
+        super().__init__()
+        self.spatial = LargeKernelConv(in_channels, dim, stride=2)
+        self.pointwise = MobileOneBlock(dim, dim, 1, gelu_kind=gelu_kind)
+
+    def construct(self, x):
+        return self.pointwise(self.spatial(x))
+
+    def fuse(self) -> nn.Cell:
+        spatial, conv = move_bias(self.spatial, self.pointwise.conv)
+        return replace_children(self, spatial=spatial, pointwise=replace_children(self.pointwise, conv=conv))
+
+
+class PositionalEncoding(Reparameterizable, nn.Cell):
+    """``x + conv(x)`` with a depthwise 7×7: conditional positional encoding (Chu et al., arXiv 2102.10882)."""
+
+    level = "branches"
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = conv2d(dim, dim, 7, groups=dim, bias=True)
+
+    def construct(self, x):
+        return x + self.conv(x)
+
+    def fuse(self) -> nn.Cell:
+        conv = linear_of(self.conv)
+        return with_linear(self.conv, fusion.parallel(fusion.identity(len(conv.bias), groups=len(conv.bias)), conv))
+
+
+class RepMixer(Reparameterizable, nn.Cell):
+    """``x + layer_scale · (mixer(x) − norm(x))``, at inference one depthwise 3×3 (equations 1-3)."""
+
+    level = "branches"
+
+    def __init__(self, dim: int, layer_scale: float):
+        super().__init__()
+        self.mixer = MobileOneConv(dim, dim, 3, groups=dim)
+        self.norm = batch_norm(dim)
+        self.layer_scale = LayerScale((dim, 1, 1), layer_scale)
+
+    def construct(self, x):
+        return x + self.layer_scale(self.mixer(x) - self.norm(x))
+
+    def fuse(self) -> nn.Cell:
+        conv, norm = fused(self.mixer), affine_of(self.norm)
+        identity = fusion.identity(conv.out_channels, groups=conv.group)
+        minus_norm = fusion.affine_after(fusion.Affine(-norm.scale, -norm.shift), identity)
+        branch = fusion.affine_after(affine_of(self.layer_scale), fusion.parallel(linear_of(conv), minus_norm))
+        return with_linear(conv, fusion.parallel(identity, branch))
+
+
+class ConvFFN(Reparameterizable, nn.Cell):
+    """Depthwise 7×7 with norm → 1×1 → GELU → 1×1 (section 3.3)."""
+
+    def __init__(self, dim: int, hidden: int, gelu_kind: Gelu, drop_rate: float):
+        super().__init__()
+        self.conv = ConvNorm(conv2d(dim, dim, 7, groups=dim), batch_norm(dim))
+        self.fc1 = conv2d(dim, hidden, bias=True)
+        self.act = gelu(gelu_kind)
+        self.fc2 = conv2d(hidden, dim, bias=True)
+        self.drop = dropout(drop_rate)
+
+    def construct(self, x):
+        x = self.drop(self.act(self.fc1(self.conv(x))))
+        return self.drop(self.fc2(x))
+
+    def fuse(self) -> nn.Cell:
+        conv, fc1 = move_bias(self.conv, self.fc1)
+        return replace_children(self, conv=conv, fc1=fc1)
+
+
+class RepMixerBlock(Reparameterizable, nn.Cell):
+    """``x = token_mixer(x)``, then ``x + layer_scale · mlp(x)``."""
+
+    def __init__(
+        self, dim: int, mlp_ratio: int, layer_scale: float, gelu_kind: Gelu, drop_rate: float, drop_path_rate: float
+    ):
+        super().__init__()
+        self.token_mixer = RepMixer(dim, layer_scale)
+        self.mlp = ConvFFN(dim, mlp_ratio * dim, gelu_kind, drop_rate)
+        self.layer_scale = LayerScale((dim, 1, 1), layer_scale)
+        self.drop_path = drop_path(drop_path_rate)
+
+    def construct(self, x):
+        x = self.token_mixer(x)
+        return x + self.drop_path(self.layer_scale(self.mlp(x)))
+
+    def fuse(self) -> nn.Cell:
+        mlp = replace_children(self.mlp, fc2=fold_after(self.mlp.fc2, self.layer_scale))
+        return replace_children(self, mlp=mlp, layer_scale=nn.Identity())
+
+
+class AttentionBlock(Reparameterizable, nn.Cell):
+    """``x + layer_scale_1 · token_mixer(norm(x))``, then ``x + layer_scale_2 · mlp(x)``."""
+
+    def __init__(
+        self, dim: int, mlp_ratio: int, layer_scale: float, gelu_kind: Gelu, drop_rate: float, drop_path_rate: float
+    ):
+        super().__init__()
+        self.norm = batch_norm(dim)
+        self.token_mixer = Attention(dim, dim // HEAD_DIM, HEAD_DIM**-0.5, bias=True, drop_rate=0.0)
+        self.layer_scale_1 = LayerScale((dim, 1, 1), layer_scale)
+        self.mlp = ConvFFN(dim, mlp_ratio * dim, gelu_kind, drop_rate)
+        self.layer_scale_2 = LayerScale((dim, 1, 1), layer_scale)
+        self.drop_path = drop_path(drop_path_rate)
+
+    def construct(self, x):
+        x = x + self.drop_path(self.layer_scale_1(self.token_mixer(self.norm(x))))
+        return x + self.drop_path(self.layer_scale_2(self.mlp(x)))
+
+    def fuse(self) -> nn.Cell:
+        # The attention is fused once more, for the biases of k and v that the norm has just given it.
+        mixer = replace_children(self.token_mixer, qkv=fold_before(self.norm, self.token_mixer.qkv)).fuse()
+        mixer = replace_children(mixer, proj=fold_after(mixer.proj, self.layer_scale_1))
+        mlp = replace_children(self.mlp, fc2=fold_after(self.mlp.fc2, self.layer_scale_2))
+        layer_scales = dict(layer_scale_1=nn.Identity(), layer_scale_2=nn.Identity())
+        return replace_children(self, norm=nn.Identity(), token_mixer=mixer, mlp=mlp, **layer_scales)
+
+
+BLOCKS = {"repmixer": RepMixerBlock, "attention": AttentionBlock}
+
+
+class Stage(nn.Cell):
+    """Downsampling except in the first stage, positional encoding in front of attention, blocks."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        token_mixer: str,
+        mlp_ratio: int,
+        layer_scale: float,
+        gelu_kind: Gelu,
+        drop_rate: float,
+        drop_path_rates: list[float],
+    ):
+        super().__init__()
+        self.downsample = PatchEmbed(in_channels, dim, gelu_kind) if in_channels != dim else None
+        self.pos_emb = PositionalEncoding(dim) if token_mixer == "attention" else None
+        block = BLOCKS[token_mixer]
+        self.blocks = nn.SequentialCell(
+            [block(dim, mlp_ratio, layer_scale, gelu_kind, drop_rate, rate) for rate in drop_path_rates]
+        )
+
+    def construct(self, x):
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.pos_emb is not None:
+            x = self.pos_emb(x)
+        return self.blocks(x)
+
+
+class FastViT(nn.Cell):
+    """FastViT.
+
+    Args:
+        depths: blocks per stage.
+        dims: channels per stage; attention takes heads of 32.
+        token_mixers: "repmixer" or "attention" per stage.
+        mlp_ratio: hidden channels of the ConvFFN over dim.
+        layer_scale: initial value of the layer scales.
+        img_size: not used; the network is fully convolutional and takes any size.
+        gelu: "exact" as Apple and timm have it, "tanh" for the approximation.
+    """
+
+    classifier = "head"
+
+    def __init__(
+        self,
+        depths: tuple[int, int, int, int],
+        dims: tuple[int, int, int, int],
+        token_mixers: tuple[str, str, str, str],
+        mlp_ratio: int,
+        layer_scale: float,
+        drop_path_rate: float,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        img_size: tuple[int, int] = (256, 256),
+        drop_rate: float = 0.0,
+        gelu: Gelu = "exact",
+    ):
+        super().__init__()
+        rates = drop_path_rates(drop_path_rate, depths)
+        self.stem = nn.SequentialCell(
+            MobileOneBlock(in_channels, dims[0], 3, stride=2, gelu_kind=gelu),
+            MobileOneBlock(dims[0], dims[0], 3, stride=2, groups=dims[0], gelu_kind=gelu),
+            MobileOneBlock(dims[0], dims[0], 1, gelu_kind=gelu),
+        )
+        previous = (dims[0], *dims[:-1])
+        self.stages = nn.CellList(
+            [
+                Stage(previous[i], dims[i], token_mixers[i], mlp_ratio, layer_scale, gelu, drop_rate, rates[i])
+                for i in range(len(depths))
+            ]
+        )
+        self.feature_info = [{"channels": dim, "stride": 4 * 2**i} for i, dim in enumerate(dims)]
+        channels = 2 * dims[-1]
+        self.final_conv = MobileOneBlock(dims[-1], channels, 3, groups=dims[-1], squeeze_excite=True, gelu_kind=gelu)
+        self.pool = GlobalAvgPool()
+        self.head = dense(channels, num_classes)
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        """As Apple and timm do: normal of 0.02 in ConvFFN, attention and head, PyTorch's default elsewhere.
+
+        Their truncated normal cuts at ±2, a hundred deviations out.
+        """
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, nn.Conv2d):
+                bound = 1 / math.sqrt(cell.weight[0].size)
+                initialize(cell.weight, HeUniform(negative_slope=math.sqrt(5)))
+                if cell.has_bias:
+                    initialize(cell.bias, Uniform(bound))
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, ConvFFN | Attention):
+                for parameter in cell.get_parameters():
+                    if parameter.ndim == 4:
+                        initialize(parameter, Normal(0.02))
+                    elif parameter.name.endswith("bias"):
+                        initialize(parameter, Zero())
+        initialize(self.head.weight, Normal(0.02))
+
+    def forward_stages(self, x):
+        """(N, in_channels, H, W) → the outputs of the four stages, at strides 4, 8, 16 and 32."""
+        x = self.stem(x)
+        outputs = ()
+        for stage in self.stages:
+            x = stage(x)
+            outputs = outputs + (x,)
+        return outputs
+
+    def forward_features(self, x):
+        """(N, in_channels, H, W) → (N, 2 · dims[-1], H / 32, W / 32)."""
+        return self.final_conv(self.forward_stages(x)[-1])
+
+    def forward_head(self, x):
+        """(N, channels, h, w) → (N, num_classes)."""
+        return self.head(self.pool(x))
+
+    def construct(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+REPMIXER = ("repmixer", "repmixer", "repmixer", "repmixer")
+HYBRID = ("repmixer", "repmixer", "repmixer", "attention")
+
+
+def _variant(
+    depths: tuple[int, ...], dims: tuple[int, ...], token_mixers: tuple[str, ...], mlp_ratio: int, drop_path_rate: float
+) -> dict:
+    layer_scale = 1e-6 if sum(depths) == 36 else 1e-5
+    return dict(
+        depths=depths,
+        dims=dims,
+        token_mixers=token_mixers,
+        mlp_ratio=mlp_ratio,
+        layer_scale=layer_scale,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+VARIANTS = {
+    "fastvit_t8": _variant((2, 2, 4, 2), (48, 96, 192, 384), REPMIXER, 3, 0.0),
+    "fastvit_t12": _variant((2, 2, 6, 2), (64, 128, 256, 512), REPMIXER, 3, 0.0),
+    "fastvit_s12": _variant((2, 2, 6, 2), (64, 128, 256, 512), REPMIXER, 4, 0.0),
+    "fastvit_sa12": _variant((2, 2, 6, 2), (64, 128, 256, 512), HYBRID, 4, 0.1),
+    "fastvit_sa24": _variant((4, 4, 12, 4), (64, 128, 256, 512), HYBRID, 4, 0.1),
+    "fastvit_sa36": _variant((6, 6, 18, 6), (64, 128, 256, 512), HYBRID, 4, 0.2),
+    "fastvit_ma36": _variant((6, 6, 18, 6), (76, 152, 304, 608), HYBRID, 4, 0.35),
+}
+register_variants(FastViT, VARIANTS)

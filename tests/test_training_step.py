@@ -1,0 +1,180 @@
+"""The compiled step against the same arithmetic in NumPy and against itself."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.training.ema import WeightAverage
+from mindcv_reparam.training.loss_scale import LossScale
+from mindcv_reparam.training.losses import create_loss
+from mindcv_reparam.training.optimizer import create_optimizer
+from mindcv_reparam.training.step import TrainStep, gradients_by_name
+
+RATE = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE, jit_syntax_level=ms.STRICT)
+
+
+class Linear(nn.Cell):
+    """Softmax regression, whose gradient NumPy can write down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = ms.Parameter(Tensor(np.random.default_rng(0).normal(size=(3, 4)), ms.float32), name="weight")
+
+    def construct(self, x):
+        return ops.matmul(x, self.weight)
+
+
+def batch(seed: int, size: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.dirichlet(np.ones(4), size=size)
+    return rng.normal(size=(size, 3)).astype(np.float32), labels.astype(np.float32)
+
+
+def gradient(weight: np.ndarray, x: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    logits = x @ weight
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    probability = exponentials / exponentials.sum(1, keepdims=True)
+    loss = -(labels * np.log(probability)).sum(1).mean()
+    return loss, x.T @ (probability * labels.sum(1, keepdims=True) - labels) / len(x)
+
+
+def weights(network: Linear) -> np.ndarray:
+    """A copy: `asnumpy` shares memory with a parameter that later steps change."""
+    return network.weight.asnumpy().copy()
+
+
+def build(**options) -> tuple[Linear, TrainStep]:
+    network = Linear()
+    optimizer = create_optimizer(network, "sgd", momentum=0.0)
+    average = WeightAverage(network, **options.pop("ema")) if "ema" in options else None
+    return network, TrainStep(network, create_loss("CE"), optimizer, average=average, **options)
+
+
+def call(step: TrainStep, x: np.ndarray, labels: np.ndarray, update: bool = True) -> tuple[float, float, bool]:
+    outputs = step(Tensor(x), Tensor(labels), Tensor(RATE, ms.float32), Tensor(update))
+    loss, norm, finite = (output.asnumpy() for output in outputs)
+    return float(loss), float(norm), bool(finite)
+
+
+def test_plain_steps_match_numpy():
+    network, step = build()
+    weight = network.weight.asnumpy().astype(np.float64)
+    for seed in range(3):
+        expected, slope = gradient(weight, *batch(seed))
+        weight -= RATE * slope
+        loss, _, finite = call(step, *batch(seed))
+        assert loss == pytest.approx(expected, rel=1e-6)
+        assert finite
+    np.testing.assert_allclose(network.weight.asnumpy(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_keep_their_names_inside_the_step():
+    network, step = build(ema={"decay": 0.9}, accumulation_steps=2)
+    assert [p.name for p in network.get_parameters()] == ["weight"]
+    names = [p.name for p in step.get_parameters()]
+    assert len(names) == len(set(names))
+    assert {"weight", "velocity.weight", "accumulated.weight", "ema.weight"} <= set(names)
+
+
+def test_clipping_limits_the_global_norm():
+    x, labels = batch(0)
+    network, step = build(clip_norm=0.05)
+    weight = weights(network)
+    _, slope = gradient(weight.astype(np.float64), x, labels)
+    assert np.linalg.norm(slope) > 0.1
+    _, norm, _ = call(step, x, labels)
+    assert norm == pytest.approx(np.linalg.norm(slope), rel=1e-5)
+    moved = (weight - network.weight.asnumpy()) / RATE
+    np.testing.assert_allclose(moved, slope * 0.05 / np.linalg.norm(slope), rtol=1e-3, atol=1e-5)
+
+
+def test_clipping_leaves_a_small_gradient_alone():
+    x, labels = batch(0)
+    network, step = build(clip_norm=50.0)
+    weight = weights(network)
+    call(step, x, labels)
+    _, slope = gradient(weight.astype(np.float64), x, labels)
+    np.testing.assert_allclose(network.weight.asnumpy(), weight - RATE * slope, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_equals_the_whole_batch():
+    whole, whole_step = build()
+    parts, parts_step = build(accumulation_steps=3, loss_scale=LossScale(1024.0))
+    for seed in range(2):
+        x, labels = batch(seed, size=12)
+        call(whole_step, x, labels)
+        before = weights(parts)
+        for part in range(3):
+            rows = slice(4 * part, 4 * part + 4)
+            np.testing.assert_array_equal(parts.weight.asnumpy(), before)
+            call(parts_step, x[rows], labels[rows], update=part == 2)
+    np.testing.assert_allclose(parts.weight.asnumpy(), whole.weight.asnumpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_overflow_is_skipped_and_counted(dynamic):
+    network, step = build(loss_scale=LossScale(1024.0, dynamic=dynamic), drop_overflow_update=True, ema={"decay": 0.5})
+    x, labels = batch(0)
+    call(step, x, labels)
+    held = {p.name: p.asnumpy().copy() for p in step.get_parameters()}
+    x[0, 0] = np.inf
+    _, norm, finite = call(step, x, labels)
+    assert not finite
+    assert not np.isfinite(norm)
+    for parameter in step.get_parameters():
+        if parameter.name not in ("skipped_updates", "loss_scale.value", "loss_scale.streak"):
+            np.testing.assert_array_equal(parameter.asnumpy(), held[parameter.name], err_msg=parameter.name)
+    assert step.skipped.asnumpy() == 1
+    assert step.loss_scale.value.asnumpy() == (512.0 if dynamic else 1024.0)
+    assert call(step, *batch(1))[2]
+    assert np.any(network.weight.asnumpy() != held["weight"])
+    assert step.skipped.asnumpy() == 1
+
+
+def test_a_dynamic_scale_doubles_after_its_window_and_never_falls_below_one():
+    _, step = build(loss_scale=LossScale(4.0, dynamic=True, window=2))
+    scales = []
+    broken = batch(0)
+    broken[0][0, 0] = np.nan
+    for data in (batch(0), batch(1), batch(2), broken, broken, broken, broken, broken, batch(0), batch(1)):
+        call(step, *data)
+        scales.append(float(step.loss_scale.value.asnumpy()))
+    assert scales == [4.0, 8.0, 8.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 5.0])
+def test_average_follows_its_formula(warmup):
+    network, step = build(ema={"decay": 0.9, "warmup": warmup})
+    shadow = network.weight.asnumpy().astype(np.float64)
+    for t in range(1, 5):
+        call(step, *batch(t))
+        decay = 0.9 * (1 - np.exp(-t / warmup)) if warmup else 0.9
+        shadow = decay * shadow + (1 - decay) * network.weight.asnumpy()
+    online = weights(network)
+    np.testing.assert_allclose(step.average.shadow[0].asnumpy(), shadow, rtol=1e-5, atol=1e-6)
+    with step.average.applied():
+        np.testing.assert_allclose(network.weight.asnumpy(), shadow, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(network.weight.asnumpy(), online)
+    call(step, *batch(9))
+    assert np.any(network.weight.asnumpy() != online)
+
+
+def test_gradients_by_name_match_numpy():
+    network = Linear()
+    x, labels = batch(3)
+    _, slope = gradient(network.weight.asnumpy().astype(np.float64), x, labels)
+    found = gradients_by_name(network, create_loss("CE"), x, labels)
+    np.testing.assert_allclose(found["weight"], slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"accumulation_steps": 0}, {"clip_norm": 0.0}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(UserError):
+        build(**options)

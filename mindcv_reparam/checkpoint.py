@@ -21,7 +21,7 @@ from PIL import Image
 
 from .errors import UserError
 from .files import written_whole
-from .registry import create_model, model_info
+from .registry import create_model
 from .reparam import LEVELS, reparameterize
 
 logger = logging.getLogger(__name__)
@@ -167,18 +167,6 @@ def model_from_checkpoint(
         net = reparameterize(net, info.state)
     load_arrays(net, arrays, path, info)
     return net.set_train(False), info
-
-
-def default_preprocessing(model: str) -> dict[str, Any]:
-    """The input a model is published with, in the configuration's terms."""
-    info = model_info(model)
-    return {
-        "image_resize": info.input_size,
-        "crop_pct": info.crop_pct,
-        "interpolation": info.interpolation,
-        "mean": list(info.mean),
-        "std": list(info.std),
-    }
 
 
 def resize_position_embedding(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -39,6 +39,17 @@ class ModelInfo:
     mean: tuple[float, float, float] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
     std: tuple[float, float, float] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The input it is published with, in the configuration's terms."""
+        return {
+            "image_resize": self.input_size,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
 
 _MINDCV = "MindCV, D910x8-G"
 _APPLE = "Apple, FastViT paper"
@@ -47,7 +58,7 @@ _MMPRETRAIN = "mmpretrain, RIFormer paper"
 
 
 def _visformer(name: str, top1: float, top5: float) -> ModelInfo:
-    return ModelInfo(name, "visformer", 224, 0.9, (Published(224, top1, top5, _MINDCV),))
+    return ModelInfo(name, "visformer", 224, 0.875, (Published(224, top1, top5, _MINDCV),))
 
 
 def _fastvit(name: str, crop_pct: float, top1: float, distilled: float) -> ModelInfo:

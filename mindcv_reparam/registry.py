@@ -55,6 +55,9 @@ _MINDCV = "MindCV, D910x8-G"
 _APPLE = "Apple, FastViT paper"
 _APPLE_DISTILLED = "Apple, FastViT paper, distilled"
 _MMPRETRAIN = "mmpretrain, RIFormer paper"
+_TIMM = "timm, results-imagenet.csv"
+_GFNET = "GFNet's authors"
+_TIMM_DEIT = "timm, regnety_160.deit_in1k"
 
 
 def _visformer(name: str, top1: float, top5: float) -> ModelInfo:
@@ -71,6 +74,14 @@ def _riformer(name: str, crop_pct: float, at224: tuple[float, float], at384: tup
     return ModelInfo(name, "riformer", 224, crop_pct, published)
 
 
+def _poolformer(name: str, crop_pct: float, top1: float, top5: float) -> ModelInfo:
+    return ModelInfo(name, "poolformer", 224, crop_pct, (Published(224, top1, top5, _TIMM),))
+
+
+def _gfnet(name: str, top1: float, top5: float) -> ModelInfo:
+    return ModelInfo(name, "gfnet", 224, 0.9, (Published(224, top1, top5, _GFNET),))
+
+
 MODELS: dict[str, ModelInfo] = {
     info.name: info
     for info in (
@@ -83,6 +94,14 @@ MODELS: dict[str, ModelInfo] = {
         _riformer("riformer_s36", 0.9, (81.29, 95.41), (82.22, 95.95)),
         _riformer("riformer_m36", 0.95, (82.57, 95.99), (83.39, 96.40)),
         _riformer("riformer_m48", 0.95, (82.75, 96.11), (83.70, 96.60)),
+        _poolformer("poolformer_s12", 0.9, 77.24, 93.54),
+        _poolformer("poolformer_s24", 0.9, 80.29, 95.06),
+        _poolformer("poolformer_s36", 0.9, 81.43, 95.44),
+        _poolformer("poolformer_m36", 0.95, 82.10, 95.70),
+        _poolformer("poolformer_m48", 0.95, 82.46, 95.97),
+        _gfnet("gfnet_h_ti", 80.1, 95.1),
+        _gfnet("gfnet_h_s", 81.5, 95.6),
+        _gfnet("gfnet_h_b", 82.9, 96.2),
         _fastvit("fastvit_t8", 0.9, 76.2, 77.2),
         _fastvit("fastvit_t12", 0.9, 79.3, 80.3),
         _fastvit("fastvit_s12", 0.9, 79.9, 81.1),
@@ -90,6 +109,7 @@ MODELS: dict[str, ModelInfo] = {
         _fastvit("fastvit_sa24", 0.95, 82.7, 83.4),
         _fastvit("fastvit_sa36", 0.95, 83.6, 84.2),
         _fastvit("fastvit_ma36", 0.95, 83.9, 84.6),
+        ModelInfo("regnety_160", "regnet", 224, 0.95, (Published(224, 83.00, 96.50, _TIMM_DEIT),)),
     )
 }
 

@@ -1,13 +1,13 @@
 """FastViT: A Fast Hybrid Vision Transformer using Structural Reparameterization (Vasu et al., arXiv 2303.14189).
 
-Blocks train with parallel branches and infer as one convolution each. Apple's release (ml-fastvit) and timm's
-``fastvit_*`` are the same networks; parameter names follow timm's where the Cells coincide.
+Parallel branches in training become one convolution for inference. Apple's release (ml-fastvit) and timm's
+``fastvit_*`` are the same networks; names follow timm's.
 """
 
 import math
 
 from mindspore import nn
-from mindspore.common.initializer import HeUniform, Normal, Uniform, Zero
+from mindspore.common.initializer import Normal, Uniform, Zero
 
 from .. import fusion
 from ..layers import (
@@ -329,23 +329,23 @@ class FastViT(nn.Cell):
         self._initialize_weights()
 
     def _initialize_weights(self) -> None:
-        """As Apple and timm do: normal of 0.02 in ConvFFN, attention and head, PyTorch's default elsewhere.
+        """As Apple and timm do: PyTorch's default, but a normal of 0.02 in the ConvFFNs, the attentions and the head.
 
-        Their truncated normal cuts at ±2, a hundred deviations out.
+        (They call it a truncated normal; it is cut at ±2, a hundred deviations out.)
         """
         for _, cell in self.cells_and_names():
             if isinstance(cell, nn.Conv2d):
-                bound = 1 / math.sqrt(cell.weight[0].size)
-                initialize(cell.weight, HeUniform(negative_slope=math.sqrt(5)))
+                bound = 1 / math.sqrt(math.prod(cell.weight.shape[1:]))  # of the fan-in: the same for weight and bias
+                initialize(cell.weight, Uniform(bound))
                 if cell.has_bias:
                     initialize(cell.bias, Uniform(bound))
         for _, cell in self.cells_and_names():
             if isinstance(cell, ConvFFN | Attention):
-                for parameter in cell.get_parameters():
-                    if parameter.ndim == 4:
-                        initialize(parameter, Normal(0.02))
-                    elif parameter.name.endswith("bias"):
-                        initialize(parameter, Zero())
+                for _, layer in cell.cells_and_names():
+                    if isinstance(layer, nn.Conv2d):
+                        initialize(layer.weight, Normal(0.02))
+                        if layer.has_bias:
+                            initialize(layer.bias, Zero())
         initialize(self.head.weight, Normal(0.02))
 
     def forward_stages(self, x):
@@ -371,29 +371,20 @@ class FastViT(nn.Cell):
 
 REPMIXER = ("repmixer", "repmixer", "repmixer", "repmixer")
 HYBRID = ("repmixer", "repmixer", "repmixer", "attention")
-
-
-def _variant(
-    depths: tuple[int, ...], dims: tuple[int, ...], token_mixers: tuple[str, ...], mlp_ratio: int, drop_path_rate: float
-) -> dict:
-    layer_scale = 1e-6 if sum(depths) == 36 else 1e-5
-    return dict(
-        depths=depths,
-        dims=dims,
-        token_mixers=token_mixers,
-        mlp_ratio=mlp_ratio,
-        layer_scale=layer_scale,
-        drop_path_rate=drop_path_rate,
-    )
-
+T8 = dict(depths=(2, 2, 4, 2), dims=(48, 96, 192, 384), mlp_ratio=3, layer_scale=1e-5)
+T12 = dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512), mlp_ratio=3, layer_scale=1e-5)
+S12 = dict(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512), mlp_ratio=4, layer_scale=1e-5)
+S24 = dict(depths=(4, 4, 12, 4), dims=(64, 128, 256, 512), mlp_ratio=4, layer_scale=1e-5)
+S36 = dict(depths=(6, 6, 18, 6), dims=(64, 128, 256, 512), mlp_ratio=4, layer_scale=1e-6)
+M36 = dict(depths=(6, 6, 18, 6), dims=(76, 152, 304, 608), mlp_ratio=4, layer_scale=1e-6)
 
 VARIANTS = {
-    "fastvit_t8": _variant((2, 2, 4, 2), (48, 96, 192, 384), REPMIXER, 3, 0.0),
-    "fastvit_t12": _variant((2, 2, 6, 2), (64, 128, 256, 512), REPMIXER, 3, 0.0),
-    "fastvit_s12": _variant((2, 2, 6, 2), (64, 128, 256, 512), REPMIXER, 4, 0.0),
-    "fastvit_sa12": _variant((2, 2, 6, 2), (64, 128, 256, 512), HYBRID, 4, 0.1),
-    "fastvit_sa24": _variant((4, 4, 12, 4), (64, 128, 256, 512), HYBRID, 4, 0.1),
-    "fastvit_sa36": _variant((6, 6, 18, 6), (64, 128, 256, 512), HYBRID, 4, 0.2),
-    "fastvit_ma36": _variant((6, 6, 18, 6), (76, 152, 304, 608), HYBRID, 4, 0.35),
+    "fastvit_t8": dict(T8, token_mixers=REPMIXER, drop_path_rate=0.0),
+    "fastvit_t12": dict(T12, token_mixers=REPMIXER, drop_path_rate=0.0),
+    "fastvit_s12": dict(S12, token_mixers=REPMIXER, drop_path_rate=0.0),
+    "fastvit_sa12": dict(S12, token_mixers=HYBRID, drop_path_rate=0.1),
+    "fastvit_sa24": dict(S24, token_mixers=HYBRID, drop_path_rate=0.1),
+    "fastvit_sa36": dict(S36, token_mixers=HYBRID, drop_path_rate=0.2),
+    "fastvit_ma36": dict(M36, token_mixers=HYBRID, drop_path_rate=0.35),
 }
 register_variants(FastViT, VARIANTS)

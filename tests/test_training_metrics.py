@@ -1,0 +1,59 @@
+"""The metrics file survives interruptions; the curves are a readable PNG."""
+
+import pytest
+from PIL import Image
+
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, plot_curves, read_metrics
+
+
+def row(epoch: int, **more: float) -> dict[str, float]:
+    return {"epoch": epoch, "step": 10 * epoch, "train_loss": 1.0 / epoch, "lr": 1e-3, "img_per_s": 5.5, **more}
+
+
+def test_rows_come_back_with_their_types(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.append(row(1))
+    file.append(row(2, top1=97.5, other=3.0))
+    first, second = read_metrics(file.path)
+    assert list(first) == list(COLUMNS)
+    assert first["epoch"] == 1
+    assert first["lr"] == 1e-3
+    assert first["top1"] is None
+    assert second["top1"] == 97.5
+    assert file.path.read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
+    whole = MetricsFile(tmp_path / "whole.csv")
+    for epoch in range(1, 5):
+        whole.append(row(epoch))
+    parts = MetricsFile(tmp_path / "parts.csv")
+    for epoch in range(1, 4):
+        parts.append(row(epoch))
+    with open(parts.path, "a") as file:
+        file.write("4,40,0.2")  # killed while writing
+    resumed = MetricsFile(parts.path, first_epoch=3)
+    for epoch in (3, 4):
+        resumed.append(row(epoch))
+    assert resumed.path.read_text() == whole.path.read_text()
+
+
+def test_a_fresh_run_starts_a_fresh_file(tmp_path):
+    MetricsFile(tmp_path / "metrics.csv").append(row(1))
+    assert read_metrics(MetricsFile(tmp_path / "metrics.csv").path) == []
+
+
+def test_other_columns_are_refused(tmp_path):
+    MetricsFile(tmp_path / "metrics.csv", (*COLUMNS, *EMA_COLUMNS)).append(row(1))
+    with pytest.raises(UserError, match="other columns"):
+        MetricsFile(tmp_path / "metrics.csv", first_epoch=2)
+
+
+def test_curves(tmp_path):
+    rows = [row(epoch, top1=50.0 + epoch) for epoch in range(1, 6)]
+    plot_curves({"": rows}, tmp_path / "one.png")
+    plot_curves({"a": rows, "b": [row(1)]}, tmp_path / "two.png")
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert one.size == two.size == (1200, 480)
+        assert one.tobytes() != two.tobytes()

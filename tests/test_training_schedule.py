@@ -1,0 +1,66 @@
+"""Schedules against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.training.schedule import learning_rates
+
+
+def test_cosine_with_warmup_per_step():
+    rates = learning_rates("cosine_decay", 1.0, 8, 2, min_lr=0.1, warmup_epochs=2, warmup_factor=0.2, decay_epochs=4)
+    # warm-up: 0.2 + 0.8·(0, ¼, ½, ¾); cosine at 0, ⅛, … of the half period: 0.55 + 0.45·cos; then min_lr
+    cosine = 0.55 + 0.45 * np.cos(np.pi * np.arange(8) / 8)
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, *cosine, 0.1, 0.1, 0.1, 0.1], rtol=1e-12)
+    assert rates[8] == pytest.approx(0.55)
+
+
+def test_cosine_with_warmup_per_epoch():
+    rates = learning_rates(
+        "cosine_decay", 1.0, 5, 3, min_lr=0.0, warmup_epochs=2, warmup_factor=0.5, decay_epochs=2, lr_epoch_stair=True
+    )
+    np.testing.assert_allclose(rates, np.repeat([0.5, 0.75, 1.0, 0.5, 0.0], 3), atol=1e-12)
+
+
+def test_a_visformer_recipe():
+    """visformer_tiny: 5 epochs of warm-up from 0.002·lr, then 295 of cosine, stepped per epoch."""
+    rates = learning_rates(
+        "cosine_decay",
+        5e-4,
+        300,
+        10,
+        min_lr=1e-5,
+        warmup_epochs=5,
+        warmup_factor=0.002,
+        decay_epochs=295,
+        lr_epoch_stair=True,
+    )
+    assert rates.shape == (3000,)
+    assert rates[0] == rates[9] == pytest.approx(1e-6)
+    assert rates[10] == pytest.approx(1e-6 + (5e-4 - 1e-6) / 5)
+    assert rates[50] == pytest.approx(5e-4)
+    assert rates[-1] == pytest.approx(1e-5 + 2.45e-4 * (1 + np.cos(np.pi * 294 / 295)))
+
+
+def test_step_and_multi_step_change_at_epochs_after_the_warmup():
+    step = learning_rates("step_decay", 1.0, 6, 2, warmup_epochs=1, warmup_factor=0.0, decay_epochs=2, decay_rate=0.1)
+    np.testing.assert_allclose(step, [0.0, 0.5, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-12)
+    multi = learning_rates("multi_step_decay", 1.0, 5, 2, decay_rate=0.1, milestones=(3, 1))
+    np.testing.assert_allclose(multi, [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01], rtol=1e-12)
+
+
+def test_exponential_and_constant():
+    smooth = learning_rates("exponential_decay", 2.0, 2, 2, decay_rate=0.25)
+    np.testing.assert_allclose(smooth, [2.0, 1.0, 0.5, 0.25], rtol=1e-12)
+    stair = learning_rates("exponential_decay", 2.0, 2, 2, decay_rate=0.25, lr_epoch_stair=True)
+    np.testing.assert_allclose(stair, [2.0, 2.0, 0.5, 0.5], rtol=1e-12)
+    np.testing.assert_array_equal(learning_rates("constant", 0.3, 2, 2), [0.3] * 4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "epochs", "message"),
+    [("one_cycle", 3, "cosine_decay"), ("cosine_decay", 3, "decay_epochs"), ("constant", 0, "epoch_size")],
+)
+def test_impossible_schedules_are_refused(scheduler, epochs, message):
+    with pytest.raises(UserError, match=message):
+        learning_rates(scheduler, 1.0, epochs, 2)

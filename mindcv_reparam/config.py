@@ -12,11 +12,11 @@ import os
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 
-from mindcv_reparam.errors import UserError, nearest
+from mindcv_reparam.errors import Parser, UserError, nearest
 from mindcv_reparam.files import written_whole
 from mindcv_reparam.settings import Text, choices, elements, members, read, setting, takes_several
 
@@ -217,7 +217,9 @@ def parse(argv: list[str] | None, script: str) -> Config:
     parser = _parser(script)
     arguments, rest = parser.parse_known_args(argv)
     if rest:
-        raise UserError(_unknown_argument(rest, parser, script))
+        for flag in {word.split("=")[0] for word in rest} & {f"--{_flag(name)}" for name in SETTINGS}:
+            raise UserError(f"{script}.py has no flag {flag}: it does not use that setting; see --help")
+        parser.refuse(rest)
     texts = vars(arguments)
     path = texts.pop("config", None)
     values = _read_yaml(path) if path else {}
@@ -253,19 +255,13 @@ def save_yaml(config: Config, path: str | os.PathLike[str]) -> None:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
-def _parser(script: str) -> _Parser:
+def _parser(script: str) -> Parser:
     """A parser that only collects text, so that flags and YAML values are converted and refused alike."""
-    parser = _Parser(
+    parser = Parser(
         prog=f"{script}.py",
         usage="%(prog)s [-c FILE] [--SETTING VALUE ...]",
         description=SCRIPTS[script],
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
         formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=34, width=110),
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of settings; flags override it")
@@ -310,19 +306,6 @@ def _help(name: str, script: str) -> str:
         default = "the checkpoint's"
     shown = item.metadata["help"] if default == "" else f"{item.metadata['help']} (default: {default})"
     return shown.replace("%", "%%")
-
-
-def _unknown_argument(rest: list[str], parser: _Parser, script: str) -> str:
-    word = next((item for item in rest if item.startswith("-")), None)
-    if word is None:
-        return f"unexpected argument {rest[0]!r}: every setting is given as --name value; see --help"
-    flag = word.split("=")[0]
-    if any(flag == f"--{_flag(name)}" for name in SETTINGS):
-        return f"{script}.py has no flag {flag}, it does not use that setting; see --help"
-    flags = [
-        option for action in parser._actions for option in action.option_strings if action.help != argparse.SUPPRESS
-    ]
-    return f"unknown flag {flag}; the nearest is {nearest(flag, flags)}"
 
 
 def _convert(name: str, text: Text, where: str, label: str) -> dict[str, Any]:

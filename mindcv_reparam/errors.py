@@ -1,14 +1,15 @@
 """Failures a user can mend: one exception, one line on stderr, exit status 2."""
 
+import argparse
 import difflib
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MS_NODE_ID", "RANK_ID")
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MS_NODE_ID", "RANK_ID")
 
 
 class UserError(Exception):
@@ -19,6 +20,30 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice that resembles ``word`` most, for error messages that name it."""
     names = {choice.lower(): choice for choice in choices}
     return names[difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.0)[0]]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports every error as a UserError and takes no abbreviated flags."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        namespace, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.refuse(rest)
+        return namespace
+
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """Raise for the arguments that ``parse_known_args`` left over, naming the nearest flag of the help."""
+        word = next((word.split("=")[0] for word in rest if word.startswith("-")), None)
+        if word is None:
+            raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+        shown = [flag for action in self._actions if action.help != argparse.SUPPRESS for flag in action.option_strings]
+        raise UserError(f"unknown flag {word}; the nearest is {nearest(word, shown)}")
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:

@@ -1,0 +1,148 @@
+"""What must happen right before and right after MindSpore is imported: device, mode, seeds, threads, oneDNN.
+
+oneDNN: MindSpore 2.10's convolutions of more than 1×1 fall to a reference kernel on processors with AVX-512, about a
+hundred times slower than the AVX2 one. oneDNN reads ``ONEDNN_MAX_CPU_ISA`` at the first convolution of the process.
+"""
+
+import functools
+import logging
+import os
+import platform
+import random
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from mindcv_reparam.distributed import launched, set_environment
+from mindcv_reparam.errors import UserError
+
+ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # the second is the older name
+
+_log = logging.getLogger(__name__)
+
+
+def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -> str:
+    """Import MindSpore and set it up; call it before anything else of MindSpore, and before ``distributed.start``.
+
+    Args:
+        device_target: "Ascend" or "CPU"; None is what ``detect_device`` says.
+        mode: graph mode (0) or PyNative mode (1).
+        seed: of Python's, NumPy's and MindSpore's global generators; the same on every rank, so that all of them draw
+            the same initial weights.
+
+    Returns:
+        The device target in use. On Ascend the device is the one of the local rank.
+
+    Raises:
+        UserError: MindSpore is missing, NumPy is too new for it, or the device is not there.
+    """
+    check_numpy(np.__version__)
+    target = device_target or detect_device()
+    launch = launched()
+    threads = threads_of_a_rank(local_ranks(os.environ, launch.size))
+    set_environment()
+    if target == "CPU":
+        _cap_onednn()
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # oneDNN's, read when MindSpore loads it
+    ms = _import_mindspore()
+    try:
+        ms.set_device(target, launch.local_rank if target == "Ascend" else 0)
+    except RuntimeError as error:
+        advice = "install its driver and CANN and source set_env.sh, or give --device_target CPU"
+        raise UserError(f"device_target {target}: MindSpore finds no such device here; {advice}") from error
+    if target == "CPU":
+        _set_kernel_threads(threads)
+    ms.set_context(mode=mode, jit_syntax_level=ms.STRICT)
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed)
+        ms.set_seed(seed)
+    return target
+
+
+def show_log() -> None:
+    """Print the package's log on stderr: everything of rank 0, warnings of the others under their rank."""
+    rank = launched().rank
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s" if rank else "%(message)s"))
+    logger = logging.getLogger("mindcv_reparam")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if rank else logging.INFO)
+    logger.propagate = False
+
+
+def detect_device(devices: Path = Path("/dev")) -> str:
+    """ "Ascend" where the driver shows a device (``/dev/davinci0``), else "CPU"."""
+    return "Ascend" if any(devices.glob("davinci[0-9]*")) else "CPU"
+
+
+def check_numpy(version: str) -> None:
+    """Raise UserError for a NumPy that MindSpore 2.10's binaries were not built for, though its wheel allows it."""
+    if int(version.split(".")[0]) >= 2:
+        raise UserError(f"MindSpore does not work with NumPy {version}: pip install 'numpy==1.26.4'")
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The processor's instruction sets as Linux names them; none where that is not known."""
+    if not cpuinfo.exists():
+        return frozenset()
+    lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
+    return frozenset(next(lines, ":").split(":")[1].split())
+
+
+def needs_onednn_cap(flags: Collection[str], machine: str) -> bool:
+    """Whether oneDNN would pick AVX-512 kernels on this processor."""
+    return machine.lower() in ("x86_64", "amd64") and "avx512f" in flags
+
+
+def isa_setting(environ: Mapping[str, str]) -> str | None:
+    """The user's own limit on oneDNN's instruction sets."""
+    return next((f"{name}={environ[name]}" for name in ISA_VARIABLES if name in environ), None)
+
+
+def _cap_onednn() -> None:
+    if isa_setting(os.environ) or not needs_onednn_cap(cpu_flags(), platform.machine()):
+        return
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    if "mindspore" in sys.modules:
+        _log.warning(
+            "MindSpore was imported before ONEDNN_MAX_CPU_ISA=AVX2 could be set: if it already ran a "
+            "convolution, all of them are about 100 times slower; set the variable in the shell"
+        )
+    else:
+        _log.info("set ONEDNN_MAX_CPU_ISA=AVX2: MindSpore's convolutions are about 100 times slower with AVX-512")
+
+
+def local_ranks(environ: Mapping[str, str], size: int) -> int:
+    """Processes of the job on this machine; all ``size`` of them where the launcher does not say."""
+    counts = (environ.get(name) for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"))
+    return int(next((count for count in counts if count), size))
+
+
+def threads_of_a_rank(ranks: int) -> int:
+    """Threads for one of several processes on this machine, so that together they want no more than its cores."""
+    total, bound = os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    share = max(1, total // ranks)
+    if bound < share:
+        _log.info(
+            "the launcher binds each rank to %d of its %d processors: mpirun --bind-to none lifts that", bound, share
+        )
+    return min(bound, share)
+
+
+@functools.cache  # MindSpore refuses a second setting
+def _set_kernel_threads(threads: int) -> None:
+    from mindspore.device_context.cpu import op_tuning
+
+    op_tuning.threads_num(threads)
+
+
+def _import_mindspore() -> ModuleType:
+    try:
+        import mindspore
+    except ImportError as error:
+        raise UserError(f"MindSpore cannot be imported ({error}): pip install -r requirements.txt") from error
+    return mindspore

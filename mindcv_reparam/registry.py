@@ -6,7 +6,7 @@ by :func:`create_model`, one family at a time. A fourth family is one file in ``
 
 import fnmatch
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,9 @@ MODELS: dict[str, ModelInfo] = {
     )
 }
 
+_ALL_FEATURES = {"out_indices": None, "norm_outputs": False, "frozen_stages": -1, "index_mode": "stages"}
+_METAFORMERS = ("riformer", "poolformer")  # the families whose outputs mmpretrain numbers in its own way
+
 _BUILDERS: dict[str, Callable[..., "nn.Cell"]] = {}
 
 
@@ -148,6 +151,11 @@ def create_model(
     drop_rate: float = 0.0,
     drop_path_rate: float | None = None,
     gelu: str | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    norm_outputs: bool = False,
+    frozen_stages: int = -1,
+    index_mode: str = "stages",
     **kwargs: Any,
 ) -> "nn.Cell":
     """Build a model, with the same arguments for every family.
@@ -158,19 +166,40 @@ def create_model(
         drop_rate: dropout.
         drop_path_rate: stochastic depth of the last block; the variant's own by default.
         gelu: "exact" or "tanh"; the family's own by default.
+        features_only: return the maps of the stages, for dense prediction, instead of the logits. The four arguments
+            after it choose which, see :func:`mindcv_reparam.features.feature_network`.
         kwargs: further hyper-parameters of the network.
 
     Raises:
-        UserError: no model has this name, or the family has no such hyper-parameter.
+        UserError: no model has this name, the family has no such hyper-parameter, or the arguments for features_only
+            do not fit.
     """
     info = model_info(name)
+    selection = {
+        "out_indices": out_indices,
+        "norm_outputs": norm_outputs,
+        "frozen_stages": frozen_stages,
+        "index_mode": index_mode,
+    }
+    _check_selection(info, features_only, selection)
     importlib.import_module(f"{__package__}.models.{info.family}")
     size = img_size or info.input_size
     optional = {"drop_path_rate": drop_path_rate, "gelu": gelu, **kwargs}
-    return _BUILDERS[name](
+    net = _BUILDERS[name](
         num_classes=num_classes,
         in_channels=in_channels,
         img_size=(size, size) if isinstance(size, int) else tuple(size),
         drop_rate=drop_rate,
         **{key: value for key, value in optional.items() if value is not None},
     )
+    if not features_only:
+        return net
+    return importlib.import_module(f"{__package__}.features").feature_network(net, **selection)
+
+
+def _check_selection(info: ModelInfo, features_only: bool, selection: dict[str, Any]) -> None:
+    if not features_only and selection != _ALL_FEATURES:
+        raise UserError(f"{', '.join(selection)} choose feature maps: give features_only=True with them")
+    modes = ("stages", "mmpretrain") if info.family in _METAFORMERS else ("stages",)
+    if selection["index_mode"] not in modes:
+        raise UserError(f"index_mode {selection['index_mode']!r}: {info.name} has {', '.join(modes)}")

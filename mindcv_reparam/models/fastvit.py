@@ -292,6 +292,8 @@ class FastViT(nn.Cell):
     """
 
     classifier = "head"
+    head_parts = ("final_conv", "pool", "head")
+    output_norm = staticmethod(batch_norm)
 
     def __init__(
         self,
@@ -321,7 +323,9 @@ class FastViT(nn.Cell):
                 for i in range(len(depths))
             ]
         )
-        self.feature_info = [{"channels": dim, "stride": 4 * 2**i} for i, dim in enumerate(dims)]
+        self.feature_info = [
+            {"channels": dim, "stride": 4 * 2**i, "parts": (f"stages.{i}",)} for i, dim in enumerate(dims)
+        ]
         channels = 2 * dims[-1]
         self.final_conv = MobileOneBlock(dims[-1], channels, 3, groups=dims[-1], squeeze_excite=True, gelu_kind=gelu)
         self.pool = GlobalAvgPool()

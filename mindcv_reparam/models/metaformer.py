@@ -121,6 +121,8 @@ class MetaFormer(Reparameterizable, nn.Cell):
     """
 
     classifier = "head"
+    head_parts = ("norm", "pool", "head")
+    output_norm = GroupNorm
     token_mixer: ClassVar[Callable[[int], nn.Cell]]
     norm_eps: ClassVar[float] = 1e-5
 
@@ -146,7 +148,9 @@ class MetaFormer(Reparameterizable, nn.Cell):
             stages.append(Stage(patch_embed, [Block(dim, self.token_mixer(dim), *arguments, rate) for rate in rates]))
             channels = dim
         self.stages = nn.CellList(stages)
-        self.feature_info = [{"channels": dim, "stride": 2 ** (i + 2)} for i, dim in enumerate(embed_dims)]
+        self.feature_info = [
+            {"channels": dim, "stride": 2 ** (i + 2), "parts": (f"stages.{i}",)} for i, dim in enumerate(embed_dims)
+        ]
         self.norm = GroupNorm(channels, self.norm_eps)
         self.pool = GlobalAvgPool()
         self.head = dense(channels, num_classes)
@@ -166,6 +170,16 @@ class MetaFormer(Reparameterizable, nn.Cell):
             x = stage(x)
             outputs += (x,)
         return outputs
+
+    def forward_interleaved(self, x):
+        """The maps behind every stage and every downsampling between two, in mmpretrain's numbering."""
+        outputs = ()
+        for stage in self.stages:
+            x = stage.patch_embed(x)
+            downsampled = x
+            x = stage.blocks(x)
+            outputs += (downsampled, x)
+        return outputs[1:]
 
     def forward_features(self, x):
         """(N, in_channels, H, W) → (N, channels, H / 32, W / 32)."""

@@ -63,6 +63,8 @@ class RegNet(nn.Cell):
     """
 
     classifier = "head"
+    head_parts = ("pool", "drop", "head")
+    output_norm = staticmethod(batch_norm)
 
     def __init__(
         self,
@@ -87,7 +89,9 @@ class RegNet(nn.Cell):
                 channels = dim
             stages.append(nn.SequentialCell(blocks))
         self.stages = nn.CellList(stages)
-        self.feature_info = [{"channels": dim, "stride": 4 * 2**i} for i, dim in enumerate(dims)]
+        self.feature_info = [
+            {"channels": dim, "stride": 4 * 2**i, "parts": (f"stages.{i}",)} for i, dim in enumerate(dims)
+        ]
         self.pool = GlobalAvgPool()
         self.drop = dropout(drop_rate)
         self.head = dense(channels, num_classes)

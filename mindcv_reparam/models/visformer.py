@@ -113,6 +113,8 @@ class Visformer(Reparameterizable, nn.Cell):
     """
 
     classifier = "head"
+    head_parts = ("norm", "pool", "head")
+    output_norm = staticmethod(batch_norm)
 
     def __init__(
         self,
@@ -148,7 +150,8 @@ class Visformer(Reparameterizable, nn.Cell):
             setattr(self, f"pos_embed{i}", Parameter(position, name=f"pos_embed{i}"))
             blocks = [Block(dims[i], heads[i], qk_scale, gelu, drop_rate, rate) for rate in rates[i]]
             setattr(self, f"stage{i}", nn.SequentialCell(blocks))
-            self.feature_info.append({"channels": dims[i], "stride": stride})
+            parts = (f"patch_embed{i}", f"pos_embed{i}", f"stage{i}")
+            self.feature_info.append({"channels": dims[i], "stride": stride, "parts": parts})
             channels = dims[i]
 
         self.norm = batch_norm(channels)

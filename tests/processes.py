@@ -1,0 +1,65 @@
+"""Jobs of several processes for tests, started as users start them."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "PATH": f"{_BIN}{os.pathsep}{os.environ['PATH']}",  # msrun starts `python`
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
+def mpirun_command(ranks: int, *command: str | Path) -> list[str]:
+    return [str(_BIN / "mpirun"), "-n", str(ranks), sys.executable, *map(str, command)]
+
+
+def msrun_command(ranks: int, logs: Path, *command: str | Path) -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    numbers = [f"--worker_num={ranks}", f"--local_worker_num={ranks}", f"--master_port={port}"]
+    return [str(_BIN / "msrun"), *numbers, "--join=True", f"--log_dir={logs}", *map(str, command)]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(job: subprocess.Popen, seconds: float) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a job that has to end within ``seconds``."""
+    try:
+        output, errors = job.communicate(timeout=seconds)
+    finally:
+        job.kill()
+    return job.returncode, output, errors
+
+
+def processes_with(argument: str) -> list[int]:
+    """The processes that have ``argument`` on their command line, this one apart."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (directory / "cmdline").read_text().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if argument in arguments and int(directory.name) != os.getpid():
+            found.append(int(directory.name))
+    return found
+
+
+def wait_for_end(argument: str, seconds: float) -> list[int]:
+    """The processes that still have ``argument`` on their command line after at most ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while (left := processes_with(argument)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left

@@ -31,62 +31,104 @@ from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter
 
 from mindcv_reparam.errors import UserError
+
+_VALUES = np.arange(256)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How geometric operations look: the colour of uncovered pixels and the resampling (one is drawn each time)."""
+    """How geometric operations look: the colour of uncovered pixels and the filter."""
 
     fill: tuple[int, int, int] = (128, 128, 128)
-    resamplings: tuple[Image.Resampling, ...] = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-
-    def resampling(self, rng: np.random.Generator) -> Image.Resampling:
-        return self.resamplings[rng.integers(len(self.resamplings)) if len(self.resamplings) > 1 else 0]
+    resampling: Image.Resampling = Image.Resampling.BICUBIC
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Operations: image and argument (see the levels below) → image
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], rng: np.random.Generator, style: Style) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, resample=style.resampling(rng), fillcolor=style.fill
-    )
+def _affine(image: Image.Image, matrix: tuple[float, ...], style: Style) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=style.resampling, fillcolor=style.fill)
 
 
-def _rotate(image: Image.Image, degrees: float, rng: np.random.Generator, style: Style) -> Image.Image:
-    return image.rotate(degrees, resample=style.resampling(rng), fillcolor=style.fill)
+def _rotate(image: Image.Image, degrees: float, style: Style) -> Image.Image:
+    return image.rotate(degrees, resample=style.resampling, fillcolor=style.fill)
+
+
+def _through_table(image: Image.Image, table: np.ndarray) -> Image.Image:
+    """Replace every value by its entry in ``table``, (256,) or one row per channel.
+
+    Pillow's own ``point`` converts the table entry by entry, which takes longer than the pixels do.
+    """
+    pixels = np.asarray(image)
+    table = np.clip(table, 0, 255).astype(np.uint8)
+    if table.ndim == 1:
+        return Image.fromarray(table[pixels])
+    return Image.fromarray(np.stack([row[pixels[:, :, channel]] for channel, row in enumerate(table)], axis=-1))
+
+
+def _histograms(image: Image.Image) -> np.ndarray:
+    return np.array(image.histogram()).reshape(-1, 256)
+
+
+def _equalize(image: Image.Image) -> Image.Image:
+    """ImageOps.equalize: a channel's values become their rank, in steps of 1/255 of the pixels below the brightest."""
+    tables = []
+    for histogram in _histograms(image):
+        occupied = np.flatnonzero(histogram)
+        step = (histogram.sum() - histogram[occupied[-1]]) // 255
+        below = np.concatenate(([0], np.cumsum(histogram)[:-1]))
+        tables.append((step // 2 + below) // step if step and len(occupied) > 1 else _VALUES)
+    return _through_table(image, np.stack(tables))
+
+
+def _autocontrast(image: Image.Image) -> Image.Image:
+    """ImageOps.autocontrast: each channel's darkest and brightest values become 0 and 255."""
+    tables = []
+    for histogram in _histograms(image):
+        low, high = np.flatnonzero(histogram)[[0, -1]]
+        scale = 255.0 / (high - low) if high > low else 1.0
+        tables.append(np.trunc(_VALUES * scale + (-low * scale if high > low else 0.0)))
+    return _through_table(image, np.stack(tables))
+
+
+def _invert(image: Image.Image) -> Image.Image:
+    return _through_table(image, 255 - _VALUES)
+
+
+def _solarize_above(image: Image.Image, threshold: int) -> Image.Image:
+    return _through_table(image, np.where(threshold <= _VALUES, 255 - _VALUES, _VALUES))
 
 
 def _solarize_add(image: Image.Image, add: int) -> Image.Image:
-    table = [min(255, value + add) if value < 128 else value for value in range(256)]
-    return image.point(table * len(image.getbands()))
+    return _through_table(image, np.where(_VALUES >= 128, _VALUES, _VALUES + add))
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    return image if bits >= 8 else ImageOps.posterize(image, bits)
+    """Keep ``bits`` of 8; none leaves a black image, which newer versions of ImageOps.posterize refuse to make."""
+    return _through_table(image, _VALUES & (256 - (1 << (8 - bits))))
 
 
 def _blur(image: Image.Image, radius: float) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(radius=radius))
 
 
-_GEOMETRIC: dict[str, Callable[[Image.Image, float, np.random.Generator, Style], Image.Image]] = {
+_GEOMETRIC: dict[str, Callable[[Image.Image, float, Style], Image.Image]] = {
     "Rotate": _rotate,
-    "ShearX": lambda image, v, rng, style: _affine(image, (1, v, 0, 0, 1, 0), rng, style),
-    "ShearY": lambda image, v, rng, style: _affine(image, (1, 0, 0, v, 1, 0), rng, style),
-    "TranslateXRel": lambda image, v, rng, style: _affine(image, (1, 0, v * image.width, 0, 1, 0), rng, style),
-    "TranslateYRel": lambda image, v, rng, style: _affine(image, (1, 0, 0, 0, 1, v * image.height), rng, style),
+    "ShearX": lambda image, v, style: _affine(image, (1, v, 0, 0, 1, 0), style),
+    "ShearY": lambda image, v, style: _affine(image, (1, 0, 0, v, 1, 0), style),
+    "TranslateXRel": lambda image, v, style: _affine(image, (1, 0, v * image.width, 0, 1, 0), style),
+    "TranslateYRel": lambda image, v, style: _affine(image, (1, 0, 0, 0, 1, v * image.height), style),
 }
 _PHOTOMETRIC: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
-    "Equalize": lambda image, _: ImageOps.equalize(image),
-    "Invert": lambda image, _: ImageOps.invert(image),
+    "AutoContrast": lambda image, _: _autocontrast(image),
+    "Equalize": lambda image, _: _equalize(image),
+    "Invert": lambda image, _: _invert(image),
     "Posterize": _posterize,
-    "Solarize": ImageOps.solarize,
+    "Solarize": _solarize_above,
     "SolarizeAdd": _solarize_add,
     "Color": lambda image, v: ImageEnhance.Color(image).enhance(v),
     "Contrast": lambda image, v: ImageEnhance.Contrast(image).enhance(v),
@@ -212,7 +254,7 @@ class Operation:
             return image
         operation, argument = self.argument(rng)
         if operation in _GEOMETRIC:
-            return _GEOMETRIC[operation](image, argument, rng, style)
+            return _GEOMETRIC[operation](image, argument, style)
         return _PHOTOMETRIC[operation](image, argument)
 
     def argument(self, rng: np.random.Generator) -> tuple[str, float]:

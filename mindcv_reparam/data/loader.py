@@ -16,6 +16,9 @@ from mindcv_reparam.data.transforms import eval_transform, train_transform
 from mindcv_reparam.data.workers import ProcessWorkers, ThreadWorkers
 from mindcv_reparam.errors import UserError
 
+# Two threads feed as fast as two processes and start at once; more would wait for each other (Python's lock).
+_MOST_THREADS = 2
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,8 +81,8 @@ class Loader:
     def _take(self, epoch: int, step: int) -> Future[tuple[np.ndarray, Batch]]:
         """The batch of (epoch, step), with as many of its successors under way as keep the workers busy."""
         if self._workers is None:
-            small = self._worker_count == 0
-            self._workers = ThreadWorkers(self._batches) if small else ProcessWorkers(self._batches, self._worker_count)
+            kind = ThreadWorkers if self._worker_count <= _MOST_THREADS else ProcessWorkers
+            self._workers = kind(self._batches, self._worker_count)
         if self._ahead and self._ahead[0][0] != (epoch, step):
             self._drop_ahead()
         if not self._ahead:
@@ -116,15 +119,16 @@ class Loader:
 def create_loader(source: ImageSource, config, train: bool, rank: int = 0, size: int = 1) -> Loader:
     """A Loader of ``source`` for one of ``size`` ranks; ``config.batch_size`` is that of one rank.
 
-    ``config.num_parallel_workers`` is capped at the cores this process may use; sources held in memory get one thread
-    instead of processes. Files found bad while listing are reported here, once, by rank 0.
+    ``config.num_parallel_workers`` is capped at the cores this process may use; up to two workers are threads, more
+    are processes, and a source held in memory gets one thread. Files found bad while listing are reported here, once,
+    by rank 0.
 
     Raises:
         UserError: more classes than ``config.num_classes``, an empty epoch, a setting out of range; in validation,
             without ``config.allow_bad_images``, files found bad while listing.
     """
-    if config.in_channels != 3:
-        raise UserError(f"in_channels {config.in_channels}: the data sets give RGB images, set in_channels to 3")
+    if config.in_channels != 3 or len(config.mean) != 3:
+        raise UserError("the data sets give RGB images: in_channels must be 3, mean and std three numbers each")
     num_classes = config.num_classes or len(source.classes)
     if num_classes < len(source.classes):
         raise UserError(f"num_classes {num_classes} is less than the {len(source.classes)} classes of the data set")
@@ -149,8 +153,12 @@ def create_loader(source: ImageSource, config, train: bool, rank: int = 0, size:
             smoothing=config.label_smoothing,
         )
     else:
-        batches = EvalBatches(source, EvalSampler(len(source), shard), eval_transform(config))
-    workers = 0 if source.in_memory else min(config.num_parallel_workers, _usable_cores())
+        batches = EvalBatches(
+            source,
+            EvalSampler(len(source), shard, config.seed, config.eval_shuffle, config.num_samples),
+            eval_transform(config),
+        )
+    workers = 1 if source.in_memory else min(config.num_parallel_workers, _usable_cores())
     # Validation ends with its epoch; training goes on to the next one.
     return Loader(batches, num_classes, workers, config.epoch_size - 1 if train else 0, allow_unreadable)
 

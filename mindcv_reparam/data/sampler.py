@@ -96,19 +96,37 @@ class TrainSampler:
 
 @dataclass(frozen=True)
 class EvalSampler:
-    """Each sample exactly once over all ranks; every batch full, the rest marked invalid."""
+    """Each sample exactly once over all ranks; every batch full, the rest marked invalid.
+
+    ``num_samples`` takes that many of the ``length`` samples, evenly spaced so that a source sorted by class keeps its
+    classes, or with ``shuffle`` at random; the same in every epoch.
+    """
 
     length: int
     shard: Shard
+    seed: int
+    shuffle: bool = False
+    num_samples: int | None = None
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples of an epoch over all ranks, without padding."""
+        return self.length if self.num_samples is None else min(self.num_samples, self.length)
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.length // self.shard.global_batch)
+        return -(-self.epoch_length // self.shard.global_batch)
 
     def draw(self, epoch: int, step: int) -> Draw:
         """The samples of this rank's batch at ``step``; the same in every epoch."""
         positions = self.shard.positions(step)
-        return Draw(positions, np.minimum(positions, self.length - 1), positions < self.length)
+        valid = positions < self.epoch_length
+        places = np.where(valid, positions, 0)
+        if self.shuffle:
+            indices = _order(self.length, self.seed, 0)[places]
+        else:
+            indices = places * self.length // self.epoch_length
+        return Draw(positions, indices, valid)
 
 
 @lru_cache(maxsize=2)

@@ -12,27 +12,14 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from mindcv_reparam.data.auto_augment import Policy, Style, parse_auto_augment
-from mindcv_reparam.errors import UserError
 
 _RESAMPLINGS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
 }
-_RANDOM = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 _CROP_ATTEMPTS = 10
-
-
-def resamplings(interpolation: str) -> tuple[Image.Resampling, ...]:
-    """Filters that ``interpolation`` names: one, or the two that "random" chooses from for every image."""
-    if interpolation == "random":
-        return _RANDOM
-    if interpolation not in _RESAMPLINGS:
-        raise UserError(f"unknown interpolation {interpolation!r}: known are random, {', '.join(_RESAMPLINGS)}")
-    return (_RESAMPLINGS[interpolation],)
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -71,13 +58,12 @@ class RandomResizedCrop:
     size: tuple[int, int]
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    filters: tuple[Image.Resampling, ...]
+    resampling: Image.Resampling
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         top, left, height, width = self.draw(image.height, image.width, rng)
-        resampling = self.filters[rng.integers(len(self.filters)) if len(self.filters) > 1 else 0]
         crop = image.crop((left, top, left + width, top + height))
-        return crop.resize((self.size[1], self.size[0]), resampling)
+        return crop.resize((self.size[1], self.size[0]), self.resampling)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height, width of the crop in an image of ``height`` × ``width``."""
@@ -100,38 +86,15 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast, saturation and hue in random order (torchvision's ColorJitter).
+    """Brightness, contrast and saturation by factors uniform in [max(0, 1−strength), 1+strength], in random order."""
 
-    Factors are uniform in [max(0, 1−x), 1+x]; hue turns by up to ±x of the circle.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float = 0.0
+    strength: float
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        enhancers = (
-            (ImageEnhance.Brightness, self.brightness),
-            (ImageEnhance.Contrast, self.contrast),
-            (ImageEnhance.Color, self.saturation),
-            (None, self.hue),
-        )
-        for index in rng.permutation(len(enhancers)):
-            enhancer, strength = enhancers[index]
-            if strength <= 0.0:
-                continue
-            if enhancer is None:
-                image = _turn_hue(image, rng.uniform(-strength, strength))
-            else:
-                image = enhancer(image).enhance(rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength))
+        for index in rng.permutation(len(_ENHANCERS)):
+            factor = rng.uniform(max(0.0, 1.0 - self.strength), 1.0 + self.strength)
+            image = _ENHANCERS[index](image).enhance(factor)
         return image
-
-
-def _turn_hue(image: Image.Image, fraction: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    turned = (np.asarray(hue).astype(np.int16) + int(fraction * 255)) % 256
-    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -214,7 +177,7 @@ class TrainTransform:
 class EvalTransform:
     """Resize so that ``size / crop_pct`` (rounded down) is covered, keep the centre of ``size``, normalise.
 
-    ``transform(image)`` → float32 (3, H, W). ``crop_pct`` above 1 pads with black.
+    ``transform(image)`` → float32 (3, H, W).
     """
 
     size: tuple[int, int]
@@ -225,10 +188,8 @@ class EvalTransform:
     def __call__(self, image: Image.Image) -> np.ndarray:
         height, width = self.resized(image.height, image.width)
         image = image.resize((width, height), self.resampling)
-        top, left = _centre(height, self.size[0]), _centre(width, self.size[1])
-        if (height, width) != self.size:
-            image = image.crop((left, top, left + self.size[1], top + self.size[0]))
-        return self.normalize(image)
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        return self.normalize(image.crop((left, top, left + self.size[1], top + self.size[0])))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Size before the crop: the aspect stays, the tighter side meets its target."""
@@ -241,59 +202,45 @@ class EvalTransform:
         return int(target_width * height / width), target_width
 
 
-def _centre(length: int, target: int) -> int:
-    """Where a centred crop of ``target`` begins; negative where the image must be padded."""
-    return round((length - target) / 2.0) if length >= target else -((target - length) // 2)
-
-
 def train_transform(config) -> TrainTransform:
     """The training transform of a Config.
 
     Semantics where timm and MindCV differ or leave a choice: colour jitter is off while ``auto_augment`` is on (both
-    references), except with the 3-Augment policies, whose paper combines them (timm). ``re_value: random`` (MindCV)
-    means ``re_mode: pixel``; a number is the constant of ``re_mode: const``, in normalised units.
+    references), except with the 3-Augment policies, whose paper combines them (timm). ``re_value`` is the constant of
+    ``re_mode: const`` in normalised units: 0 is the mean colour.
     """
-    filters = resamplings(config.interpolation)
+    resampling = _RESAMPLINGS[config.interpolation]
     size = height_and_width(config.image_resize)
     normalize = Normalize(tuple(config.mean), tuple(config.std))
     policy = parse_auto_augment(config.auto_augment) if config.auto_augment else None
-    jitter = None if policy is not None and "3a" not in config.auto_augment else _color_jitter(config.color_jitter)
+    jittered = config.color_jitter > 0.0 and (policy is None or "3a" in config.auto_augment)
     erasing = None
     if config.re_prob > 0.0:
-        random_value = config.re_value == "random"
         erasing = RandomErasing(
             probability=config.re_prob,
             scale=tuple(config.re_scale),
             ratio=tuple(config.re_ratio),
-            mode="pixel" if random_value else config.re_mode,
-            value=0.0 if random_value else config.re_value,
+            mode=config.re_mode,
+            value=config.re_value,
             attempts=config.re_max_attempts,
         )
     return TrainTransform(
-        crop=RandomResizedCrop(size, tuple(config.scale), tuple(config.ratio), filters),
+        crop=RandomResizedCrop(size, tuple(config.scale), tuple(config.ratio), resampling),
         hflip=config.hflip,
         vflip=config.vflip,
         policy=policy,
-        style=Style(fill=tuple(min(255, round(value)) for value in config.mean), resamplings=filters),
-        jitter=jitter,
+        style=Style(fill=tuple(min(255, round(value)) for value in config.mean), resampling=resampling),
+        jitter=ColorJitter(config.color_jitter) if jittered else None,
         normalize=normalize,
         erasing=erasing,
     )
 
 
 def eval_transform(config) -> EvalTransform:
-    """The evaluation transform of a Config; ``interpolation: random`` evaluates bilinearly, as in timm."""
+    """The evaluation transform of a Config."""
     return EvalTransform(
         size=height_and_width(config.image_resize),
         crop_pct=config.crop_pct,
-        resampling=resamplings(config.interpolation)[0],
+        resampling=_RESAMPLINGS[config.interpolation],
         normalize=Normalize(tuple(config.mean), tuple(config.std)),
     )
-
-
-def _color_jitter(value: float | Sequence[float] | None) -> ColorJitter | None:
-    """``value`` is one strength for brightness, contrast and saturation, or three or four (with hue)."""
-    strengths = tuple(value) if isinstance(value, list | tuple) else (float(value or 0.0),) * 3
-    if len(strengths) not in (3, 4):
-        raise UserError(f"color_jitter takes one, three or four numbers, not {len(strengths)}")
-    return ColorJitter(*strengths) if any(strengths) else None

@@ -1,6 +1,6 @@
 """Workers that make batches ahead of their use: threads, or processes that each serve one thread.
 
-A worker process is a fresh interpreter (``python -m mindcv_reparam.data.workers``), never a fork: the parent runs
+A worker process is a fresh interpreter, never a fork: the parent runs
 MindSpore and MPI threads, whose locks a fork would copy in whatever state they are. Images come back through a memory
 file that belongs to the two processes alone and vanishes with them (no name in /dev/shm, and no limit of its size);
 everything else through pipes. A worker whose parent is gone, however it went, reads the end of its pipe and exits.
@@ -27,12 +27,12 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class ThreadWorkers:
-    """One thread in this process: for sources so small that a process would cost more than it brings."""
+    """``count`` threads of this process: Pillow and NumPy let them run side by side for most of the work."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, count: int) -> None:
+        self.count = count
         self._batches = batches
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
-        self.count = 1
+        self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="data")
 
     def submit(self, epoch: int, step: int) -> Future[tuple[np.ndarray, Batch]]:
         """The batch of ``step`` of ``epoch``, as (images, rest)."""
@@ -85,7 +85,7 @@ class _Worker:
         try:
             self._images = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.float32).reshape(self._shape)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(descriptor)],
+                [sys.executable, "-c", f"from {__name__} import serve; serve({descriptor})"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=(descriptor,),
@@ -139,7 +139,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def _serve(descriptor: int) -> None:
+def serve(descriptor: int) -> None:
     """The worker process: receive the batches' recipe, then make the batch of every (epoch, step) received."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     requests = os.fdopen(os.dup(0), "rb")
@@ -161,7 +161,3 @@ def _serve(descriptor: int) -> None:
             replies.flush()
     except (EOFError, BrokenPipeError):
         return  # the parent has closed its end or is gone
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]))

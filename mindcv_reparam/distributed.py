@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import NoReturn
 
 import numpy as np
 
@@ -80,9 +81,11 @@ def set_environment() -> None:
     # A rank waits 30 s for the others in a collective on CPU before it fails: less than compiling a large network, or
     # writing a checkpoint, may take on one of them. A rank that died is the launcher's to notice.
     os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "3600")
-    # Seconds between two looks at the cluster while msrun builds it; by default a random number from 3 to 5.
+    # Seconds from heartbeat to heartbeat to msrun's scheduler, and so until a rank sees that the cluster is complete.
     os.environ.setdefault("MS_RETRY_INTERVAL_LOWER", "1")
     os.environ.setdefault("MS_RETRY_INTERVAL_UPPER", "1")
+    if launch.is_scheduler:  # seconds without a rank's heartbeat before the scheduler, and so msrun, gives up
+        os.environ.setdefault("MS_NODE_TIMEOUT", "15")
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,7 @@ def start(distribute: bool | None, device_target: str) -> Distributed:
     """
     launch = launched()
     if launch.is_scheduler:
-        from mindspore.communication import init
-
-        init()
-        sys.exit(0)
+        _schedule()
     if distribute and launch.launcher == "single":
         raise UserError("distribute is True, but one process was started: start with `mpirun -n N python …` or msrun")
     if distribute is False and launch.size > 1:
@@ -186,6 +186,17 @@ def start(distribute: bool | None, device_target: str) -> Distributed:
     if (get_rank(), get_group_size()) != (launch.rank, launch.size):
         raise RuntimeError(f"MindSpore sees rank {get_rank()} of {get_group_size()}, {launch.launcher} gave {launch}")
     return Distributed(launch.rank, launch.size, launch.local_rank, launch.launcher, store)
+
+
+def _schedule() -> NoReturn:
+    """Be msrun's scheduler: until every rank has left."""
+    from mindspore.communication import init
+
+    try:
+        init()
+    except RuntimeError as error:  # a timeout: the heartbeat of a rank stopped
+        raise UserError("a rank of the job died: its error is in the worker logs in msrun's --log_dir") from error
+    sys.exit(0)
 
 
 def _join_by_store(launch: Launch) -> object:

@@ -75,6 +75,16 @@ def test_environment_is_set_for_clusters_only_and_never_over_the_users(monkeypat
     assert os.environ["MS_CPU_COMM_OP_TIMEOUT"] == "3600"
 
 
+def test_msruns_scheduler_gives_a_dead_rank_up_within_30_seconds(monkeypatch):
+    for name in ("GLOG_v", "MS_CPU_COMM_OP_TIMEOUT", "MS_RETRY_INTERVAL_LOWER", "MS_RETRY_INTERVAL_UPPER"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    monkeypatch.setenv("MS_NODE_TIMEOUT", "")
+    monkeypatch.delenv("MS_NODE_TIMEOUT")
+    distributed.set_environment()
+    assert int(os.environ["MS_NODE_TIMEOUT"]) <= 20
+
+
 def test_a_single_process_needs_no_cluster():
     job = distributed.start(None, "CPU")
     assert job == Distributed(rank=0, size=1, local_rank=0, launcher="single")

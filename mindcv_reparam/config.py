@@ -74,7 +74,7 @@ class Config:
     data_dir: str = _data("TV", "./", "folder of the data set; digits needs none")
     train_split: str = _data("T", "train", "folder of the training images in data_dir")
     val_split: str = _data("TV", "val", "folder of the validation images in data_dir")
-    num_parallel_workers: int = _data("TV", 8, "threads that read and augment images", at_least=1)
+    num_parallel_workers: int = _data("TV", 8, "processes that read and augment images", at_least=1)
     shuffle: bool = _data("T", True, "shuffle the training images every epoch")
     eval_shuffle: bool = _data("TV", False, "shuffle the validation images")
     num_samples: int | None = _data("TV", None, "use this many images only", at_least=1)
@@ -97,7 +97,9 @@ class Config:
     re_prob: float = _augmentation("T", 0.0, "probability of random erasing", at_least=0, at_most=1)
     re_scale: tuple[float, float] = _augmentation("T", (0.02, 0.33), "area range of the erased box", above=0)
     re_ratio: tuple[float, float] = _augmentation("T", (0.3, 3.3), "aspect range of the erased box", above=0)
-    re_value: float | tuple[float, ...] = _augmentation("T", 0.0, "colour of an erased box with re_mode const")
+    re_value: float | tuple[float, ...] = _augmentation(
+        "T", 0.0, "fill of re_mode const after normalisation, 0: mean colour"
+    )
     re_mode: Literal["const", "rand", "pixel"] = _augmentation(
         "T", "const", "fill the erased box with re_value, one random colour, or a random colour per pixel"
     )
@@ -168,9 +170,9 @@ class Config:
     reduction: Literal["mean", "sum"] = _loss("T", "mean", "over the batch")
 
     amp_level: Literal["O0", "O1", "O2", "O3"] = _precision(
-        "T", "O0", "O0: float32; O1, O2: parts in float16; O3: all in float16"
+        "T", "O0", "float16 for O0: nothing; O1: convolutions and dense; O2: all but norms; O3: all"
     )
-    val_amp_level: Literal["O0", "O1", "O2", "O3"] = _precision("TV", "O0", "the same for validation")
+    val_amp_level: Literal["O0", "O1", "O2", "O3"] = _precision("TV", "O0", "the same for validating")
     loss_scale_type: Literal["fixed", "dynamic"] = _precision("T", "fixed", "loss scaling")
     loss_scale: float = _precision("T", 1.0, "the scale, or where dynamic starts", above=0)
     drop_overflow_update: bool = _precision("T", False, "skip updates whose gradients overflowed")
@@ -201,6 +203,12 @@ class Config:
     def with_defaults(self, **values: Any) -> "Config":
         """A copy with other values where the user wrote none, for what the model or the checkpoint recommends."""
         return dataclasses.replace(self, **{name: v for name, v in values.items() if name not in self.given})
+
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of ``create_model`` that the user wrote."""
+        names = {"num_classes": "num_classes", "in_channels": "in_channels", "image_resize": "img_size", "gelu": "gelu"}
+        values = {argument: getattr(self, name) for name, argument in names.items() if name in self.given}
+        return {argument: value for argument, value in values.items() if value is not None}
 
 
 SETTINGS = {item.name: item for item in dataclasses.fields(Config) if item.name != "given"}

@@ -1,0 +1,170 @@
+"""Setting MindSpore up: oneDNN's limit, NumPy's version, devices, threads, seeds and the log."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from mindcv_reparam import runtime
+from mindcv_reparam.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+CPUINFO = """\
+processor\t: 0
+model name\t: Some CPU
+flags\t\t: fpu sse2 avx avx2 {}
+
+processor\t: 1
+flags\t\t: other
+"""
+
+
+@pytest.fixture
+def cpuinfo(tmp_path):
+    def write(more: str) -> Path:
+        path = tmp_path / "cpuinfo"
+        path.write_text(CPUINFO.format(more))
+        return path
+
+    return write
+
+
+def test_flags_of_the_first_processor(cpuinfo, tmp_path):
+    assert runtime.cpu_flags(cpuinfo("avx512f")) == {"fpu", "sse2", "avx", "avx2", "avx512f"}
+    assert runtime.cpu_flags(tmp_path / "missing") == frozenset()
+    aarch64 = tmp_path / "aarch64"
+    aarch64.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert runtime.cpu_flags(aarch64) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "needed"),
+    [
+        ({"avx2", "avx512f"}, "x86_64", True),
+        ({"avx2", "avx512f"}, "AMD64", True),
+        ({"avx2"}, "x86_64", False),
+        ({"avx512f"}, "aarch64", False),
+    ],
+)
+def test_onednn_is_limited_on_x86_with_avx512_only(flags, machine, needed):
+    assert runtime.needs_onednn_cap(flags, machine) is needed
+
+
+@pytest.mark.parametrize("name", runtime.ISA_VARIABLES)
+def test_a_limit_set_by_the_user_is_seen(name):
+    assert runtime.isa_setting({name: "AVX512_CORE"}) == f"{name}=AVX512_CORE"
+    assert runtime.isa_setting({}) is None
+
+
+PREPARE = """
+import logging, os, sys
+from pathlib import Path
+from mindcv_reparam import runtime
+runtime.cpu_flags.__defaults__ = (Path(sys.argv[1]),)
+runtime.platform.machine = lambda: "x86_64"
+if "early" in sys.argv:
+    import mindspore
+runtime.show_log()
+runtime.prepare("CPU")
+print(os.environ.get("ONEDNN_MAX_CPU_ISA"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "variable", "early", "setting", "log"),
+    [
+        ("avx512f", None, "", "AVX2", ["set ONEDNN_MAX_CPU_ISA=AVX2"]),
+        ("avx512f", None, "early", "AVX2", ["imported before ONEDNN_MAX_CPU_ISA=AVX2"]),
+        ("avx512f", "AVX512_CORE", "", "AVX512_CORE", []),
+        ("", None, "", "None", []),
+    ],
+)
+def test_prepare_limits_onednn_in_one_log_line(cpuinfo, more, variable, early, setting, log):
+    environ = {k: v for k, v in os.environ.items() if k not in runtime.ISA_VARIABLES} | {"PYTHONPATH": str(REPOSITORY)}
+    environ |= {"ONEDNN_MAX_CPU_ISA": variable} if variable else {}
+    command = [sys.executable, "-c", PREPARE, str(cpuinfo(more)), early]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [setting]
+    lines = [line for line in ended.stderr.splitlines() if "ISA" in line]
+    assert len(lines) == len(log)
+    assert all(words in line for words, line in zip(log, lines, strict=True))
+
+
+@pytest.mark.parametrize("version", ["1.25.0", "1.26.4"])
+def test_numpy_1_is_fine(version):
+    runtime.check_numpy(version)
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.3.1rc1", "10.0"])
+def test_later_numpy_is_refused_with_the_fix(version):
+    with pytest.raises(UserError, match=rf"NumPy {version}: pip install 'numpy==1.26.4'"):
+        runtime.check_numpy(version)
+
+
+def test_ascend_is_found_by_its_device_files(tmp_path):
+    (tmp_path / "davinci_manager").touch()
+    assert runtime.detect_device(tmp_path) == "CPU"
+    (tmp_path / "davinci0").touch()
+    assert runtime.detect_device(tmp_path) == "Ascend"
+
+
+def test_missing_device_is_a_user_error():
+    with pytest.raises(UserError, match=r"Ascend.*--device_target CPU"):
+        runtime.prepare("Ascend")
+
+
+def test_prepare_sets_device_mode_and_seeds():
+    assert runtime.prepare("CPU", mode=0, seed=11) == "CPU"
+    first = np.random.rand(3), ms.ops.standard_normal((3,)).asnumpy()
+    runtime.prepare("CPU", mode=0, seed=11)
+    second = np.random.rand(3), ms.ops.standard_normal((3,)).asnumpy()
+    runtime.prepare("CPU", mode=0, seed=12)
+    third = np.random.rand(3), ms.ops.standard_normal((3,)).asnumpy()
+    assert ms.get_context("device_target") == "CPU"
+    assert ms.get_context("mode") == ms.GRAPH_MODE
+    for a, b, c in zip(first, second, third, strict=True):
+        assert np.array_equal(a, b)
+        assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("total", "bound", "ranks", "threads", "told"),
+    [(64, 64, 1, 64, False), (64, 64, 8, 8, False), (64, 1, 2, 1, True), (2, 1, 2, 1, False), (2, 2, 4, 1, False)],
+)
+def test_ranks_share_the_cores(monkeypatch, caplog, total, bound, ranks, threads, told):
+    monkeypatch.setattr(os, "cpu_count", lambda: total)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
+    logging.getLogger("mindcv_reparam").propagate = True
+    with caplog.at_level(logging.INFO, "mindcv_reparam"):
+        assert runtime.threads_of_a_rank(ranks) == threads
+    assert ("--bind-to none" in caplog.text) is told
+
+
+def test_ranks_on_this_machine():
+    assert runtime.local_ranks({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 16) == 4
+    assert runtime.local_ranks({}, 16) == 16
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [("0", "all is well\na file is bad\n"), ("3", "rank 3: a file is bad\n")],
+)
+def test_log_of_a_rank(monkeypatch, capsys, rank, expected):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", rank)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    package = logging.getLogger("mindcv_reparam")
+    before = package.handlers, package.level, package.propagate
+    try:
+        runtime.show_log()
+        runtime.show_log()  # twice is once
+        logging.getLogger("mindcv_reparam.part").info("all is well")
+        logging.getLogger("mindcv_reparam.part").warning("a file is bad")
+    finally:
+        package.handlers, package.level, package.propagate = before
+    assert capsys.readouterr().err == expected

@@ -21,7 +21,7 @@ from PIL import Image
 
 from .errors import UserError
 from .files import written_whole
-from .registry import create_model
+from .registry import create_model, model_info
 from .reparam import LEVELS, reparameterize
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def model_from_checkpoint(
 
     Args:
         model: name of the model, for a file that does not tell it; where it does, it must be the same.
-        hparams: arguments of create_model, before those of the file.
+        hparams: arguments of create_model, which go before those of the file.
 
     Raises:
         UserError: the file cannot be read, does not fit, or is of another model than ``model``.
@@ -158,7 +158,9 @@ def model_from_checkpoint(
     if info is None:
         if model is None:
             raise UserError(f"{path} does not say which model it is: give --model NAME")
-        info = CheckpointInfo(model=model, hparams={})
+        published = model_info(model)
+        defaults = {"num_classes": 1000, "in_channels": 3, "img_size": published.input_size}
+        info = CheckpointInfo(model, defaults, preprocessing=published.preprocessing)
     elif model is not None and model != info.model:
         raise UserError(f"{path} is a checkpoint of {info.model}, not of {model}")
     info = dataclasses.replace(info, hparams={**info.hparams, **hparams})

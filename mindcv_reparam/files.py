@@ -1,12 +1,16 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import itertools
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from mindcv_reparam.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -32,3 +36,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside(folder: Path, marker: str) -> None:
+    """Rename a folder that holds ``marker`` to the first free ``folder.1``, ``folder.2`` …, so that nothing in it is
+    lost to a new run of the same name."""
+    if not (folder / marker).exists():
+        return
+    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
+    earlier = folder.with_name(f"{folder.name}.{number}")
+    folder.rename(earlier)
+    _log.info("%s held an earlier run, which is now %s", folder, earlier)

@@ -1,0 +1,154 @@
+"""Train a model of the zoo.
+
+python train.py --config configs/visformer/visformer_tiny_digits_cpu.yaml
+mpirun -n 8 python train.py --config configs/visformer/visformer_tiny_ascend.yaml --data_dir /path/to/imagenet
+"""
+
+import contextlib
+from pathlib import Path
+
+from mindcv_reparam import distributed, runtime
+from mindcv_reparam.config import Config, parse, save_yaml
+from mindcv_reparam.data import create_dataset, create_loader, parse_auto_augment
+from mindcv_reparam.errors import run_script
+from mindcv_reparam.files import set_aside
+from mindcv_reparam.registry import create_model, model_info
+
+
+def main() -> None:
+    config = parse(None, "train")
+    config = config.with_defaults(**model_info(config.model).preprocessing)
+    if config.auto_augment:
+        parse_auto_augment(config.auto_augment)
+    runtime.show_log()
+    device = runtime.prepare(config.device_target, config.mode, config.seed)
+    ranks = distributed.start(config.distribute, device)
+    train(config, device, ranks)
+    ranks.close()
+
+
+def train(config: Config, device: str, ranks: distributed.Distributed) -> None:
+    """Train on this rank; rank 0 fills ``config.ckpt_save_dir``."""
+    # MindSpore must not be imported before runtime.prepare, nor for --help.
+    from mindcv_reparam.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+    from mindcv_reparam.training.ema import WeightAverage
+    from mindcv_reparam.training.evaluate import evaluate
+    from mindcv_reparam.training.keeper import CheckpointKeeper
+    from mindcv_reparam.training.loss_scale import LossScale
+    from mindcv_reparam.training.losses import create_loss
+    from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, plot_curves, read_metrics
+    from mindcv_reparam.training.optimizer import create_optimizer
+    from mindcv_reparam.training.precision import mixed_precision, supported_level
+    from mindcv_reparam.training.schedule import learning_rates
+    from mindcv_reparam.training.step import TrainStep
+    from mindcv_reparam.training.trainer import Trainer
+
+    source = create_dataset(config, train=True)
+    train_loader = create_loader(source, config, train=True, rank=ranks.rank, size=ranks.size)
+    val_loader = None
+    if config.val_while_train:
+        val_source = create_dataset(config, train=False, classes=source.classes)
+        val_loader = create_loader(val_source, config, train=False, rank=ranks.rank, size=ranks.size)
+
+    hparams = {
+        "num_classes": train_loader.num_classes,
+        "in_channels": config.in_channels,
+        "img_size": config.image_resize,
+        "gelu": config.gelu,
+    }
+    network = create_model(config.model, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate, **hparams)
+    if config.ckpt_path:
+        load_checkpoint(network, config.ckpt_path, new_head=True)
+    mixed_precision(network, supported_level(config.amp_level, device))
+    average = WeightAverage(network, config.ema_decay) if config.ema else None
+    step = TrainStep(
+        network,
+        create_loss(config.loss, reduction=config.reduction),  # labels come smoothed
+        create_optimizer(
+            network,
+            config.opt,
+            weight_decay=config.weight_decay,
+            weight_decay_filter=config.weight_decay_filter,
+            momentum=config.momentum,
+            nesterov=config.use_nesterov,
+            eps=config.eps,
+        ),
+        size=ranks.size,
+        loss_scale=LossScale(config.loss_scale, dynamic=config.loss_scale_type == "dynamic"),
+        drop_overflow_update=config.drop_overflow_update,
+        clip_norm=config.clip_value if config.clip_grad else None,
+        accumulation_steps=config.gradient_accumulation_steps,
+        average=average,
+    )
+    rates = learning_rates(
+        config.scheduler,
+        config.lr,
+        config.epoch_size,
+        train_loader.steps_per_epoch,
+        min_lr=config.min_lr,
+        warmup_epochs=config.warmup_epochs,
+        warmup_factor=config.warmup_factor,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        milestones=config.multi_step_decay_milestones,
+        lr_epoch_stair=config.lr_epoch_stair,
+    )
+
+    def validate() -> dict[str, float]:
+        metrics = evaluate(network, val_loader, ranks).metrics()
+        if average:
+            with average.applied():
+                metrics |= evaluate(network, val_loader, ranks).metrics("ema_")
+        return metrics
+
+    def save(path: Path, record: dict[str, float]) -> None:
+        info = CheckpointInfo(
+            model=config.model,
+            hparams=hparams,
+            classes=list(source.classes),
+            preprocessing={name: getattr(config, name) for name in model_info(config.model).preprocessing},
+            epoch=record["epoch"],
+            step=record["step"],
+            metrics={name: value for name, value in record.items() if name not in ("epoch", "step")},
+        )
+        with average.applied() if average else contextlib.nullcontext():
+            save_checkpoint(path, network, info)
+
+    hooks = []
+    ranks.barrier()  # until every rank has read ckpt_path, which may lie in the folder that is set aside
+    if ranks.is_main:
+        folder = Path(config.ckpt_save_dir)
+        set_aside(folder, marker="metrics.csv")
+        metrics = MetricsFile(folder / "metrics.csv", COLUMNS + (EMA_COLUMNS if average else ()))
+        save_yaml(config, folder / f"{config.model}.yaml")
+        keeper = CheckpointKeeper(
+            folder,
+            config.model,
+            save,
+            keep=config.keep_checkpoint_max,
+            policy=config.ckpt_save_policy,
+            interval=config.ckpt_save_interval,
+            metric="ema_top1" if average else "top1",
+        )
+        hooks = [
+            metrics.append,
+            keeper.epoch_end,
+            lambda record: plot_curves({"": read_metrics(metrics.path)}, folder / "curves.png"),
+        ]
+    trainer = Trainer(
+        step,
+        train_loader,
+        rates,
+        ranks,
+        log_interval=config.log_interval,
+        validate=validate if val_loader else None,
+        val_interval=config.val_interval,
+        on_epoch_end=hooks,
+    )
+    record = trainer.run()
+    if ranks.is_main:
+        keeper.train_end(record)
+
+
+if __name__ == "__main__":
+    run_script(main)

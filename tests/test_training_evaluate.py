@@ -1,6 +1,5 @@
 """Counts and loss over every sample once, whatever the batches and ranks."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
@@ -11,11 +10,6 @@ from mindcv_reparam.training.evaluate import evaluate, ranks_and_losses
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(23, 6)).astype(np.float32)
 LABELS = RNG.integers(6, size=23).astype(np.int32)
-
-
-@pytest.fixture(autouse=True)
-def _graph_mode():
-    ms.set_context(mode=ms.GRAPH_MODE, jit_syntax_level=ms.STRICT)
 
 
 class Alone:

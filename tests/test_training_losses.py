@@ -13,11 +13,6 @@ CLASSES = np.array([0, 6, 3, 3, 1], np.int32)
 SOFT = np.random.default_rng(1).dirichlet(np.ones(7), size=5).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _graph_mode():
-    ms.set_context(mode=ms.GRAPH_MODE, jit_syntax_level=ms.STRICT)
-
-
 def expected(name: str, labels: np.ndarray, smoothing: float, reduction: str) -> float:
     x = LOGITS.astype(np.float64)
     y = np.eye(7)[labels] if labels.ndim == 1 else labels.astype(np.float64)

@@ -14,11 +14,6 @@ DECAY = 0.05
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
-@pytest.fixture(autouse=True)
-def _graph_mode():
-    ms.set_context(mode=ms.GRAPH_MODE, jit_syntax_level=ms.STRICT)
-
-
 class Weights(nn.Cell):
     def __init__(self, shapes=SHAPES) -> None:
         super().__init__()

@@ -15,11 +15,6 @@ from mindcv_reparam.training.step import TrainStep, gradients_by_name
 RATE = 0.1
 
 
-@pytest.fixture(autouse=True)
-def _graph_mode():
-    ms.set_context(mode=ms.GRAPH_MODE, jit_syntax_level=ms.STRICT)
-
-
 class Linear(nn.Cell):
     """Softmax regression, whose gradient NumPy can write down."""
 

@@ -1,11 +1,10 @@
 """Accuracy and loss over every sample exactly once, on any number of ranks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -27,7 +26,7 @@ class Ranks(Protocol):
 
     def sum(self, values: np.ndarray | list[float]) -> np.ndarray: ...
 
-    def check_identical(self, parameters: list[ms.Parameter]) -> None: ...
+    def check_identical(self, parameters: Iterable[tuple[str, np.ndarray]]) -> None: ...
 
 
 @dataclass(frozen=True)

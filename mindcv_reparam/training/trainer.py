@@ -91,7 +91,7 @@ class Trainer:
         Raises:
             UserError: the loss is not finite, every update overflows, or the ranks' initial weights differ.
         """
-        self.ranks.check_identical(list(self.step.network.get_parameters()))
+        self.ranks.check_identical((p.name, p.asnumpy()) for p in self.step.network.get_parameters())
         self.step.set_train(True)
         record: dict[str, float] = {}
         for epoch in range(start_epoch, self.epochs):
@@ -136,7 +136,7 @@ class Trainer:
         return {
             "epoch": epoch + 1,
             "step": last,
-            "train_loss": float(np.nanmean(np.concatenate(losses))),
+            "train_loss": _mean(np.concatenate(losses)),
             "lr": float(self.rates[last - 1]),
             "img_per_s": float(totals[0] * self.ranks.size / totals[1]),
             "data_wait": float(totals[2] / totals[1]),
@@ -185,10 +185,16 @@ class Trainer:
         index = epoch * self.steps_per_epoch + step
         left = (len(self.rates) - index - 1) * seconds / len(means)
         return (
-            f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{self.steps_per_epoch} loss {np.nanmean(means):.4f} "
+            f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{self.steps_per_epoch} loss {_mean(means):.4f} "
             f"lr {self.rates[index]:.3e} {images * self.ranks.size / seconds:.1f} img/s "
             f"data wait {100 * waited / seconds:.0f} % eta {datetime.timedelta(seconds=round(left))}"
         )
+
+
+def _mean(losses: np.ndarray) -> float:
+    """Over the finite losses; the others belong to skipped updates."""
+    finite = losses[np.isfinite(losses)]
+    return float(finite.mean()) if finite.size else float("nan")
 
 
 def _epoch_line(record: dict[str, float], epochs: int) -> str:

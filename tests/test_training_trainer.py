@@ -1,0 +1,164 @@
+"""The loop: order of steps and rates, records, log lines, failures."""
+
+import logging
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.training.loss_scale import LossScale
+from mindcv_reparam.training.losses import create_loss
+from mindcv_reparam.training.optimizer import create_optimizer
+from mindcv_reparam.training.schedule import learning_rates
+from mindcv_reparam.training.step import TrainStep
+from mindcv_reparam.training.trainer import SKIPPED_IN_A_ROW, Trainer
+
+STEPS = 5
+
+
+class Linear(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.random.default_rng(0).normal(size=(3, 4)), ms.float32), name="weight")
+
+    def construct(self, x):
+        return ops.matmul(x, self.weight)
+
+
+class Loader:
+    """The batch of (epoch, step) depends on these alone; `broken` names the ones with a NaN."""
+
+    steps_per_epoch = STEPS
+
+    def __init__(self, broken: frozenset[tuple[int, int]] = frozenset()) -> None:
+        self.broken = broken
+        self.served: list[tuple[int, int]] = []
+
+    def epoch(self, epoch: int, start_step: int = 0):
+        for step in range(start_step, STEPS):
+            self.served.append((epoch, step))
+            rng = np.random.default_rng([epoch, step])
+            images = rng.normal(size=(6, 3)).astype(np.float32)
+            if (epoch, step) in self.broken:
+                images[:] = np.nan
+            yield images, rng.dirichlet(np.ones(4), size=6).astype(np.float32)
+
+
+class Alone:
+    rank, size, is_main = 0, 1, True
+
+    def __init__(self) -> None:
+        self.checked: list[str] = []
+
+    def sum(self, values):
+        return np.asarray(values, np.float64)
+
+    def check_identical(self, parameters) -> None:
+        self.checked += [name for name, _ in parameters]
+
+
+class Twin(Alone):
+    """Rank 1 of two that do the same."""
+
+    rank, size, is_main = 1, 2, False
+
+    def sum(self, values):
+        return 2.0 * np.asarray(values, np.float64)
+
+
+def build(epochs: int = 2, ranks=None, broken=frozenset(), options=None, **trainer_options) -> Trainer:
+    ms.set_seed(3)
+    network = Linear()
+    optimizer = create_optimizer(network, "adamw", weight_decay=0.05)
+    step = TrainStep(network, create_loss("CE"), optimizer, **(options or {}))
+    rates = learning_rates("cosine_decay", 0.1, epochs, STEPS, decay_epochs=epochs)
+    return Trainer(step, Loader(broken), rates, ranks or Alone(), **trainer_options)
+
+
+def test_records_validation_and_hooks():
+    records, validated = [], []
+
+    def validate():
+        validated.append(len(records))
+        trainer.step.network.set_train(False)
+        return {"top1": 50.0 + len(records)}
+
+    trainer = build(epochs=3, validate=validate, val_interval=2, on_epoch_end=[lambda record: records.append(record)])
+    last = trainer.run()
+    assert trainer.loader.served == [(epoch, step) for epoch in range(3) for step in range(STEPS)]
+    assert trainer.ranks.checked == ["weight"]
+    assert [(record["epoch"], record["step"]) for record in records] == [(1, 5), (2, 10), (3, 15)]
+    assert [record.get("top1") for record in records] == [None, 51.0, 52.0]  # every second, and the last
+    assert last == records[-1]
+    assert [record["lr"] for record in records] == [trainer.rates[i] for i in (4, 9, 14)]
+    assert all(record["img_per_s"] > 0 and 0 <= record["data_wait"] <= 1 for record in records)
+    assert trainer.step.network.training
+
+
+def test_one_line_per_interval(caplog):
+    with caplog.at_level(logging.INFO, logger="mindcv_reparam"):
+        build(epochs=2, log_interval=2).run()
+    lines = [record.getMessage() for record in caplog.records]
+    starts = [line.split(" loss ")[0] for line in lines if " loss " in line and " eta " in line]
+    assert starts == [f"epoch {epoch}/2 step {step}/5" for epoch in (1, 2) for step in (2, 4, 5)]
+    assert all(word in lines[2] for word in ("lr ", "img/s", "data wait", "eta 0:0"))
+    assert sum("done: train loss" in line for line in lines) == 2
+    assert sum("first step" in line for line in lines) == 1
+
+
+def test_other_ranks_are_silent(caplog):
+    called = []
+    with caplog.at_level(logging.INFO, logger="mindcv_reparam"):
+        record = build(epochs=1, ranks=Twin(), on_epoch_end=[called.append]).run()
+    assert not called
+    assert not caplog.records
+    assert record["train_loss"] > 0.0
+
+
+def test_train_loss_is_the_mean_over_steps_and_ranks():
+    alone, twin = build(epochs=1, log_interval=2).run(), build(epochs=1, ranks=Twin()).run()
+    assert alone["train_loss"] == pytest.approx(twin["train_loss"], rel=1e-12)
+
+
+def test_two_runs_are_identical():
+    runs = []
+    for _ in range(2):
+        trainer = build()
+        runs.append((trainer.run()["train_loss"], trainer.step.network.weight.asnumpy()))
+    assert runs[0][0] == runs[1][0]
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+    assert np.any(runs[0][1] != Linear().weight.asnumpy())
+
+
+def test_starting_in_the_middle():
+    trainer = build(epochs=3)
+    trainer.run(start_epoch=1, start_step=3)
+    assert trainer.loader.served == [(1, 3), (1, 4)] + [(2, step) for step in range(STEPS)]
+
+
+def test_accumulation_updates_every_second_batch_across_epochs():
+    trainer = build(options={"accumulation_steps": 2})
+    trainer.run()
+    assert trainer.step.optimizer.updates.asnumpy() == 5
+
+
+def test_a_nan_loss_stops_with_its_step():
+    trainer = build(broken=frozenset({(1, 2)}), log_interval=100)
+    with pytest.raises(UserError, match="nan at epoch 2, step 3 of 5"):
+        trainer.run()
+
+
+def test_a_skipped_overflow_goes_on_and_is_recorded():
+    record = build(broken=frozenset({(1, 2)}), options={"loss_scale": LossScale(8.0, dynamic=True)}).run()
+    assert record["skipped_updates"] == 1
+    assert np.isfinite(record["train_loss"])
+
+
+def test_endless_overflow_stops():
+    epochs = SKIPPED_IN_A_ROW // STEPS + 1
+    broken = frozenset((epoch, step) for epoch in range(1, epochs) for step in range(STEPS))
+    trainer = build(epochs=epochs, broken=broken, options={"drop_overflow_update": True})
+    with pytest.raises(UserError, match=f"{SKIPPED_IN_A_ROW} updates in a row"):
+        trainer.run()

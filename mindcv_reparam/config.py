@@ -83,7 +83,7 @@ class Config:
     allow_bad_images: bool = _data("TV", False, "leave unreadable images out of a validation instead of stopping")
 
     image_resize: int | tuple[int, int] = _augmentation(
-        "TVE", 224, "image side, or height and width", at_least=1, inherited=True
+        "TVE", 224, "image side, or height and width", at_least=1, inherited="model"
     )
     scale: tuple[float, float] = _augmentation("T", (0.08, 1.0), "area range of the random crop", above=0)
     ratio: tuple[float, float] = _augmentation("T", (0.75, 1.333), "aspect range of the random crop", above=0)
@@ -91,7 +91,7 @@ class Config:
     vflip: float = _augmentation("T", 0.0, "probability of a vertical flip", at_least=0, at_most=1)
     color_jitter: float = _augmentation("T", 0.4, "colour jitter; auto_augment switches it off", at_least=0)
     interpolation: Literal["nearest", "bilinear", "bicubic"] = _augmentation(
-        "TV", "bilinear", "resampling filter", inherited=True
+        "TV", "bilinear", "resampling filter", inherited="model"
     )
     auto_augment: str | None = _augmentation("T", None, "policy such as autoaug or rand-m9-mstd0.5-inc1")
     re_prob: float = _augmentation("T", 0.0, "probability of random erasing", at_least=0, at_most=1)
@@ -105,13 +105,13 @@ class Config:
     )
     re_max_attempts: int = _augmentation("T", 10, "tries to place a box in the image", at_least=1)
     mean: tuple[float, ...] = _augmentation(
-        "TV", (0.485 * 255, 0.456 * 255, 0.406 * 255), "channel means of 0-255 data", inherited=True
+        "TV", (0.485 * 255, 0.456 * 255, 0.406 * 255), "channel means of 0-255 data", inherited="model"
     )
     std: tuple[float, ...] = _augmentation(
-        "TV", (0.229 * 255, 0.224 * 255, 0.225 * 255), "channel deviations of 0-255 data", above=0, inherited=True
+        "TV", (0.229 * 255, 0.224 * 255, 0.225 * 255), "channel deviations of 0-255 data", above=0, inherited="model"
     )
     crop_pct: float = _augmentation(
-        "TV", 0.875, "part of the image's side that validation keeps", above=0, at_most=1, inherited=True
+        "TV", 0.875, "part of the image's side that validation keeps", above=0, at_most=1, inherited="model"
     )
     mixup: float = _augmentation("T", 0.0, "alpha of mixup, 0: off", at_least=0)
     cutmix: float = _augmentation("T", 0.0, "alpha of cutmix, 0: off", at_least=0)
@@ -119,12 +119,16 @@ class Config:
     switch_prob: float = _augmentation("T", 0.5, "probability of cutmix where both are on", at_least=0, at_most=1)
     aug_repeats: int = _augmentation("T", 0, "repeated augmentation: views per image, 0 or 1: off", at_least=0)
 
-    model: str | None = _model("TVE", None, "name, see python -m mindcv_reparam list", inherited=True)
-    num_classes: int | None = _model("TVE", None, "classes; None: those of the data set", at_least=1, inherited=True)
-    in_channels: int = _model("TVE", 3, "channels of the images", at_least=1, inherited=True)
+    model: str | None = _model("TVE", None, "name, see python -m mindcv_reparam list", inherited="checkpoint")
+    num_classes: int | None = _model(
+        "TVE", None, "classes; None: those of the data set", at_least=1, inherited="checkpoint"
+    )
+    in_channels: int = _model("TVE", 3, "channels of the images", at_least=1, inherited="checkpoint")
     drop_rate: float = _model("T", 0.0, "dropout before the classifier", at_least=0, below=1)
     drop_path_rate: float | None = _model("T", None, "stochastic depth; None: the model's own", at_least=0, below=1)
-    gelu: Literal["tanh", "exact"] | None = _model("TVE", None, "form of GELU; None: the model's own", inherited=True)
+    gelu: Literal["tanh", "exact"] | None = _model(
+        "TVE", None, "form of GELU; None: the model's own", inherited="checkpoint"
+    )
 
     ckpt_path: str = _checkpoint("TVE", "", "checkpoint to start from, validate or export")
     resume_opt: bool = _checkpoint("T", False, "go on with the training that wrote ckpt_path")
@@ -310,8 +314,10 @@ def _help(name: str, script: str) -> str:
     default = item.default
     if isinstance(default, tuple):
         default = ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in default)
-    if script != "train" and item.metadata["inherited"]:
+    if item.metadata["inherited"] and script != "train":
         default = "the checkpoint's"
+    elif item.metadata["inherited"] == "model":
+        default = "the model's"
     shown = item.metadata["help"] if default == "" else f"{item.metadata['help']} (default: {default})"
     return shown.replace("%", "%%")
 

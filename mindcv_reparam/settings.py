@@ -33,7 +33,7 @@ def setting(
     help: str,
     *,
     flag: str | None = None,
-    inherited: bool = False,
+    inherited: Literal["model", "checkpoint"] | None = None,
     **limits: float,
 ) -> Any:
     """A dataclass field together with what the command line needs to know.
@@ -44,7 +44,8 @@ def setting(
         default: value when neither YAML nor a flag sets it.
         help: a phrase; the parser adds the default.
         flag: name on the command line where it differs from the key.
-        inherited: whether validation and export take it from the checkpoint unless the user gives it.
+        inherited: what stands in for a default unless the user gives a value: "model" is the model's own in training
+            and the checkpoint's afterwards, "checkpoint" the checkpoint's in validation and export.
         limits: ``at_least``, ``above``, ``at_most``, ``below``; they hold for every element of a tuple.
     """
     unknown = limits.keys() - _LIMITS.keys()

@@ -339,3 +339,11 @@ def test_help_explains_every_flag_with_its_default(capsys):
             assert f"--{name} " in text
     assert "--lr X learning rate after the warm-up (default: 0.001)" in text
     assert "optimizer: --opt {sgd,momentum,adam,adamw,lamb}" in text
+
+
+def test_help_says_where_preprocessing_comes_from(capsys):
+    for script, origin in (("train", "the model's"), ("validate", "the checkpoint's")):
+        with pytest.raises(SystemExit):
+            parse(["-h"], script)
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"--image_resize N [N ...] image side, or height and width (default: {origin})" in text

@@ -205,8 +205,9 @@ class Config:
             raise UserError("resume_opt continues the training of a checkpoint: name it by ckpt_path")
 
     def with_defaults(self, **values: Any) -> "Config":
-        """A copy with other values where the user wrote none, for what the model or the checkpoint recommends."""
-        return dataclasses.replace(self, **{name: v for name, v in values.items() if name not in self.given})
+        """A copy with other values where the user gave none, or None: what the model or the checkpoint asks for."""
+        unset = {name: v for name, v in values.items() if name not in self.given or getattr(self, name) is None}
+        return dataclasses.replace(self, **unset)
 
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of ``create_model`` that the user wrote."""

@@ -161,6 +161,12 @@ def test_checkpoint_fills_in_only_what_was_not_given():
     assert (config.image_resize, config.crop_pct) == (64, 0.9)
 
 
+def test_checkpoint_fills_in_none_of_a_saved_configuration(tmp_path):
+    save_yaml(train("--crop_pct", "1"), tmp_path / "resolved.yaml")
+    config = load_yaml(tmp_path / "resolved.yaml").with_defaults(num_classes=10, crop_pct=0.9)
+    assert (config.num_classes, config.crop_pct) == (10, 1.0)
+
+
 @pytest.mark.parametrize(
     ("word", "value"),
     [("False", False), ("false", False), ("no", False), ("0", False), ("True", True), ("yes", True), ("1", True)],

@@ -35,7 +35,7 @@ def start(command: list[str]) -> subprocess.Popen:
     )
 
 
-def finish(job: subprocess.Popen, seconds: float) -> tuple[int, str, str]:
+def finish(job: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a job that has to end within ``seconds``."""
     try:
         output, errors = job.communicate(timeout=seconds)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mindcv_reparam.config import Config
 from mindcv_reparam.data.cifar import Cifar10
 from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.data.image_folder import ImageFolder, find_split
@@ -9,12 +10,13 @@ from mindcv_reparam.data.source import ImageSource
 from mindcv_reparam.errors import UserError
 
 
-def create_dataset(config, train: bool, classes: Sequence[str] | None = None) -> ImageSource:
+def create_dataset(config: Config, train: bool, classes: Sequence[str] | None = None) -> ImageSource:
     """The training or validation part of ``config.dataset``: digits, cifar10, or imagenet for any image folder.
 
-    ``classes`` imposes the class-to-index mapping of a checkpoint (names in the order of their index). Raises UserError
-    when the data is not there or has classes beside the imposed ones.
+    ``classes`` imposes the class-to-index mapping of a checkpoint (names in the order of their index); None or empty:
+    the data set's own. Raises UserError when the data is not there or has classes beside the imposed ones.
     """
+    classes = classes or None
     if config.dataset == "digits":
         return _with_classes(Digits(train), classes)
     if config.dataset == "cifar10":

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from mindcv_reparam.config import Config
 from mindcv_reparam.data.batches import Batch, Batches, EvalBatches, TrainBatches
 from mindcv_reparam.data.mixup import BatchMix
 from mindcv_reparam.data.sampler import EvalSampler, Shard, TrainSampler
@@ -36,6 +37,7 @@ class Loader:
     the next one.
 
     Attributes:
+        batches: what the workers run; ``batches.sampler.draw(epoch, step)`` names the samples of a batch.
         steps_per_epoch: batches of an epoch on this rank (the same on all).
         num_classes: of the labels.
         skipped: how often a sample could not be read so far on this rank (training replaces it, validation leaves it
@@ -50,7 +52,7 @@ class Loader:
         self.num_classes = num_classes
         self.skipped = 0
         self.bad_files: dict[int, str] = {}
-        self._batches = batches
+        self.batches = batches
         self._worker_count = workers
         self._last_epoch = last_epoch
         self._allow_unreadable = allow_unreadable
@@ -82,7 +84,7 @@ class Loader:
         """The batch of (epoch, step), with as many of its successors under way as keep the workers busy."""
         if self._workers is None:
             kind = ThreadWorkers if self._worker_count <= _MOST_THREADS else ProcessWorkers
-            self._workers = kind(self._batches, self._worker_count)
+            self._workers = kind(self.batches, self._worker_count)
         if self._ahead and self._ahead[0][0] != (epoch, step):
             self._drop_ahead()
         if not self._ahead:
@@ -116,7 +118,7 @@ class Loader:
             _log.warning("%s; skipped", message)
 
 
-def create_loader(source: ImageSource, config, train: bool, rank: int = 0, size: int = 1) -> Loader:
+def create_loader(source: ImageSource, config: Config, train: bool, rank: int = 0, size: int = 1) -> Loader:
     """A Loader of ``source`` for one of ``size`` ranks; ``config.batch_size`` is that of one rank.
 
     ``config.num_parallel_workers`` is capped at the cores this process may use; up to two workers are threads, more

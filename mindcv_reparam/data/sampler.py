@@ -89,8 +89,8 @@ class TrainSampler:
     def draw(self, epoch: int, step: int) -> Draw:
         """The samples of this rank's batch at ``step`` of ``epoch``."""
         positions = self.shard.positions(step)
-        order = _order(self.length, self.seed, epoch) if self.shuffle else np.arange(self.length)
-        indices = order[positions % self.epoch_length // self.repeats]
+        places = positions % self.epoch_length // self.repeats
+        indices = _order(self.length, self.seed, epoch)[places] if self.shuffle else places
         return Draw(positions, indices, np.ones(len(positions), dtype=bool))
 
 

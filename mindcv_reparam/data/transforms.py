@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from mindcv_reparam.config import Config
 from mindcv_reparam.data.auto_augment import Policy, Style, parse_auto_augment
 
 _RESAMPLINGS = {
@@ -202,7 +203,7 @@ class EvalTransform:
         return int(target_width * height / width), target_width
 
 
-def train_transform(config) -> TrainTransform:
+def train_transform(config: Config) -> TrainTransform:
     """The training transform of a Config.
 
     Semantics where timm and MindCV differ or leave a choice: colour jitter is off while ``auto_augment`` is on (both
@@ -236,7 +237,7 @@ def train_transform(config) -> TrainTransform:
     )
 
 
-def eval_transform(config) -> EvalTransform:
+def eval_transform(config: Config) -> EvalTransform:
     """The evaluation transform of a Config."""
     return EvalTransform(
         size=height_and_width(config.image_resize),

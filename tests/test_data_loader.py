@@ -37,6 +37,11 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def log_reaches_caplog(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mindcv_reparam"), "propagate", True)  # runtime.show_log stops it
+
+
 def make_loader(folder, train=True, rank=0, size=1, **kwargs):
     config = dataclasses.replace(TRAIN, data_dir=str(folder), **kwargs)
     return create_loader(create_dataset(config, train), config, train, rank, size)

@@ -1,9 +1,9 @@
 """Workers that make batches ahead of their use: threads, or processes that each serve one thread.
 
 A worker process is a fresh interpreter, never a fork: the parent runs MindSpore and MPI threads, whose locks a fork
-would copy in whatever state they are. Images come back through a memory file that belongs to the two processes alone and
-vanishes with them (no name in /dev/shm, and no limit of its size); everything else through pipes. A worker whose parent
-is gone, however it went, reads the end of its pipe and exits.
+would copy in whatever state they are. Images come back through a memory file that belongs to the two processes alone
+and vanishes with them (no name in /dev/shm, and no limit of its size); everything else through pipes. A worker whose
+parent is gone, however it went, reads the end of its pipe and exits.
 """
 
 import mmap

@@ -62,7 +62,7 @@ class Config:
 
     mode: Literal[0, 1] = _system("TVE", 0, "graph mode (0) or PyNative mode (1)")
     distribute: bool | None = _system(
-        "TV", None, "run on several devices; None: as launched (mpirun, msrun or neither)"
+        "T", None, "run on several devices; None: as launched (mpirun, msrun or neither)"
     )
     device_target: Literal["Ascend", "CPU"] | None = _system("TVE", None, "None: Ascend if there is one, else CPU")
     seed: int = _system("TVE", 42, "seed of weights, data order and augmentation", at_least=0)

@@ -1,0 +1,215 @@
+"""The three scripts as users run them: real processes, real files, mpirun with two ranks."""
+
+import csv
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import finish, mpirun_command, processes_with, start, wait_for_end
+
+from mindcv_reparam.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "configs/visformer/visformer_tiny_digits_cpu.yaml"
+MINDCV_RECIPE = """\
+# system
+mode: 0
+distribute: True
+num_parallel_workers: 8
+val_while_train: True
+
+# dataset
+dataset: 'imagenet'
+data_dir: '/path/to/imagenet'
+shuffle: True
+dataset_download: False
+batch_size: 128
+drop_remainder: True
+
+# augmentation
+interpolation: 'bicubic'
+re_prob: 0.25
+mixup: 0.8
+cutmix: 1.0
+cutmix_prob: 1.0
+auto_augment: autoaug
+
+# model
+model: 'visformer_tiny'
+num_classes: 1000
+pretrained: False
+ckpt_path: ''
+keep_checkpoint_max: 10
+ckpt_save_dir: './ckpt'
+epoch_size: 300
+dataset_sink_mode: True
+amp_level: 'O3'
+
+# loss
+loss: 'CE'
+label_smoothing: 0.1
+
+# lr scheduler
+scheduler: 'cosine_decay'
+lr_epoch_stair: True
+lr: 0.0005
+min_lr: 0.00001
+warmup_factor: 0.002
+warmup_epochs: 5
+decay_epochs: 295
+
+# optimizer
+opt: 'adamw'
+momentum: 0.9
+weight_decay: 0.05
+loss_scale: 1024
+"""
+
+
+def run(*arguments, ranks=1, status=0):
+    """(stdout, stderr) of a script; its exit status must be ``status``."""
+    command = mpirun_command(ranks, *arguments) if ranks > 1 else [sys.executable, *map(str, arguments)]
+    left, out, err = finish(start(command), seconds=300)
+    assert left == status, f"{command} left with {left}:\n{out}\n{err}"
+    return out, err
+
+
+def rank_of(pid):
+    """The rank that mpirun gave a process, as text; empty for mpirun itself."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    prefix = b"OMPI_COMM_WORLD_RANK="
+    return next((v.removeprefix(prefix).decode() for v in variables if v.startswith(prefix)), "")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a short training on the digits under mpirun, and its log."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    options = ("--epoch_size", 2, "--decay_epochs", 1, "--ckpt_save_dir", folder, "--log_interval", 11)
+    _, log = run(ROOT / "train.py", "-c", DIGITS, *options, ranks=2)
+    return folder, log
+
+
+@pytest.mark.slow
+def test_a_training_leaves_what_is_needed_afterwards(trained):
+    folder, log = trained
+    assert {file.name for file in folder.iterdir()} == {
+        *("visformer_tiny.yaml", "metrics.csv", "curves.png", "visformer_tiny_best.ckpt", "visformer_tiny_final.ckpt"),
+        *("visformer_tiny-0001.ckpt", "visformer_tiny-0002.ckpt"),
+    }
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["step"] for row in rows] == ["22", "44"]
+    assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert float(rows[1]["top1"]) > 90
+    assert Image.open(folder / "curves.png").size == (1200, 480)
+    # Both ranks run the same program; what is printed, is printed once.
+    assert len(re.findall(r"epoch 2/2 step 22/22 loss", log)) == 1
+    assert "[" not in log.split("first step")[1], "no progress bar in a log"
+
+    arrays, info = read_checkpoint(folder / "visformer_tiny_best.ckpt")
+    assert len(arrays) == 177
+    assert (info.model, info.state, info.classes) == ("visformer_tiny", "train", [str(d) for d in range(10)])
+    assert info.preprocessing["image_resize"] == 32
+    assert info.hparams["num_classes"] == 10
+
+
+@pytest.mark.slow
+def test_every_validation_image_counts_once_whatever_the_ranks_and_batches(trained):
+    folder, _ = trained
+    checkpoint, config = folder / "visformer_tiny_best.ckpt", folder / "visformer_tiny.yaml"
+    results = []
+    for ranks, batch in ((1, 32), (1, 49), (2, 50)):
+        output = folder.parent / f"{ranks}_{batch}.json"
+        arguments = ("-c", config, "--ckpt_path", checkpoint, "--batch_size", batch, "--output", output)
+        out, _ = run(ROOT / "validate.py", *arguments, ranks=ranks)
+        assert out.count("top-1") == 1
+        results.append(json.loads(output.read_text()))
+    assert [result["samples"] for result in results] == [360] * 3
+    assert len({(result["correct1"], result["correct5"]) for result in results}) == 1
+    assert np.ptp([result["loss"] for result in results]) < 1e-6
+    best = max(float(row["top1"]) for row in csv.DictReader((folder / "metrics.csv").open()))
+    assert results[0]["top1"] == pytest.approx(best)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_alone_is_enough_to_export(trained, tmp_path):
+    folder, _ = trained
+    checkpoint = folder / "visformer_tiny_best.ckpt"
+    out, _ = run(ROOT / "export.py", "--ckpt_path", checkpoint, "--batch_size", "dynamic", "--output", tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["visformer_tiny_full.mindir"]
+    assert float(re.search(r"by ([\d.e+-]+), relative", out).group(1)) <= 2e-5
+
+
+@pytest.mark.slow
+def test_mindcvs_recipe_trains_on_an_image_folder_on_cpu(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (60, 80, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{index}.jpg")
+    (tmp_path / "recipe.yaml").write_text(MINDCV_RECIPE)
+    # As it stands but for the three settings that the issue allows, and a batch that a small folder fills.
+    options = ("--data_dir", tmp_path / "data", "--distribute", "False", "--epoch_size", 1, "--batch_size", 4)
+    _, log = run(
+        ROOT / "train.py", "--config", tmp_path / "recipe.yaml", *options, "--ckpt_save_dir", tmp_path / "ckpt"
+    )
+    assert "training in float32 (O0)" in log
+    assert "epoch 1/1 done" in log
+    _, info = read_checkpoint(tmp_path / "ckpt/visformer_tiny_final.ckpt")
+    assert info.classes == ["cat", "dog"]
+    assert info.hparams["num_classes"] == 1000
+
+
+@pytest.mark.slow
+def test_a_killed_rank_takes_the_job_down_and_leaves_whole_checkpoints(tmp_path):
+    options = ("--epoch_size", 50, "--num_samples", 128, "--ckpt_save_dir", tmp_path)
+    job = start(mpirun_command(2, ROOT / "train.py", "-c", DIGITS, *options))
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "visformer_tiny-0002.ckpt").exists():
+        assert job.poll() is None, finish(job)
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(next(pid for pid in processes_with(str(tmp_path)) if rank_of(pid) == "1"), signal.SIGKILL)
+    status, _, _ = finish(job, seconds=30)
+    assert status != 0
+    assert not wait_for_end(str(tmp_path), seconds=1)
+    checkpoints = list(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) >= 2
+    for checkpoint in checkpoints:
+        arrays, _ = read_checkpoint(checkpoint)
+        assert len(arrays) == 177
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--model", "visformer_tinny"], "no model is called 'visformer_tinny'; the nearest is"),
+        ("train.py", ["--model", "visformer_tiny", "--auto_augment", "rand-m9-mstdd0.5"], "mstd"),
+        ("train.py", ["--config", "no.yaml"], "cannot read the configuration no.yaml"),
+        ("validate.py", ["--ckpt_path"], "expected one argument"),
+        ("export.py", ["--modell", "x"], "unknown flag --modell; the nearest is --model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(script, arguments, message):
+    out, err = run(ROOT / script, *arguments, status=2)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.slow
+def test_a_mistake_of_all_ranks_is_shown_once(tmp_path):
+    arguments = ("--ckpt_path", tmp_path / "lost.ckpt", "--dataset", "digits")
+    _, err = run(ROOT / "validate.py", *arguments, ranks=2, status=2)
+    assert err.count("error: no checkpoint at") == 1

@@ -34,12 +34,10 @@ _RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 _LOG_LEVEL, _ERROR = "GLOG_v", "3"  # MindSpore's log level
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
-# launcher: names of the variables with rank, size and local rank
-_LAUNCHERS = {
-    "msrun": ("MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID"),
-    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
-    "mpirun (Hydra)": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
-}
+# the variables that hold rank, size and local rank
+_MSRUN = ("MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID")
+_OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+_HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID")  # MPICH, Intel MPI
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,29 @@ class Launch:
     local_rank: int = 0  # the device to use on this host
     is_scheduler: bool = False  # msrun runs the script once more, as the scheduler of its cluster
 
+    @property
+    def needs_cluster(self) -> bool:
+        """Whether MindSpore's cluster has to be joined: msrun's scheduler waits even for a single rank."""
+        return self.size > 1 or self.launcher == "msrun"
+
 
 def launched(environ: Mapping[str, str] = os.environ) -> Launch:
     """Who this process is, without importing mindspore or MPI."""
-    if environ.get("MS_ROLE") == "MS_SCHED":
+    role = environ.get("MS_ROLE")
+    if role == "MS_SCHED":
         return Launch("msrun", is_scheduler=True)
-    if environ.get("MS_ROLE") == "MS_WORKER" and "MS_NODE_ID" not in environ:
-        raise UserError("msrun left the ranks open: give every host its --node_rank (0, 1, …)")
-    for launcher, names in _LAUNCHERS.items():
-        if launcher == "msrun" and "MS_ROLE" not in environ:
-            continue
-        if names[0] in environ and names[1] in environ:
-            rank, size, local_rank = (int(environ.get(name, 0)) for name in names)
-            return Launch(launcher.split()[0], rank, size, local_rank)
+    if role == "MS_WORKER":
+        if "MS_NODE_ID" not in environ:
+            raise UserError("msrun left the ranks open: give every host its --node_rank (0, 1, …)")
+        return Launch("msrun", *_numbers(environ, _MSRUN))
+    for names in (_OPEN_MPI, _HYDRA):
+        if {*names[:2]} <= environ.keys():
+            return Launch("mpirun", *_numbers(environ, names))
     return Launch()
+
+
+def _numbers(environ: Mapping[str, str], names: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(int(environ.get(name, 0)) for name in names)
 
 
 def set_environment() -> None:
@@ -74,7 +81,7 @@ def set_environment() -> None:
     What the user has set stays as it is.
     """
     launch = launched()
-    if launch.size == 1 and not launch.is_scheduler:
+    if not launch.needs_cluster:
         return
     # Building a cluster logs dozens of warnings per rank about connections that are retried.
     os.environ.setdefault(_LOG_LEVEL, _ERROR)
@@ -168,7 +175,7 @@ def start(distribute: bool | None, device_target: str) -> Distributed:
         raise UserError("distribute is True, but one process was started: start with `mpirun -n N python …` or msrun")
     if distribute is False and launch.size > 1:
         raise UserError(f"distribute is False, but {launch.launcher} started {launch.size} processes: drop one of both")
-    if launch.size == 1:
+    if not launch.needs_cluster:
         return Distributed(launcher=launch.launcher, local_rank=launch.local_rank)
 
     store = None

@@ -5,11 +5,12 @@ mpirun -n 8 python train.py --config configs/visformer/visformer_tiny_ascend.yam
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindcv_reparam import distributed, runtime
 from mindcv_reparam.config import Config, parse, save_yaml
-from mindcv_reparam.data import create_dataset, create_loader, parse_auto_augment
+from mindcv_reparam.data import Loader, create_dataset, create_loader, parse_auto_augment
 from mindcv_reparam.errors import run_script
 from mindcv_reparam.files import set_aside
 from mindcv_reparam.registry import create_model, model_info
@@ -23,11 +24,27 @@ def main() -> None:
     runtime.show_log()
     device = runtime.prepare(config.device_target, config.mode, config.seed)
     ranks = distributed.start(config.distribute, device)
-    train(config, device, ranks)
+    source = create_dataset(config, train=True)
+    with contextlib.ExitStack() as loaders:
+        train_loader = create_loader(source, config, train=True, rank=ranks.rank, size=ranks.size)
+        loaders.enter_context(train_loader)
+        val_loader = None
+        if config.val_while_train:
+            val_source = create_dataset(config, train=False, classes=source.classes)
+            val_loader = create_loader(val_source, config, train=False, rank=ranks.rank, size=ranks.size)
+            loaders.enter_context(val_loader)
+        train(config, device, ranks, source.classes, train_loader, val_loader)
     ranks.close()
 
 
-def train(config: Config, device: str, ranks: distributed.Distributed) -> None:
+def train(
+    config: Config,
+    device: str,
+    ranks: distributed.Distributed,
+    classes: Sequence[str],
+    train_loader: Loader,
+    val_loader: Loader | None,
+) -> None:
     """Train on this rank; rank 0 fills ``config.ckpt_save_dir``."""
     # MindSpore must not be imported before runtime.prepare, nor for --help.
     from mindcv_reparam.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
@@ -42,13 +59,6 @@ def train(config: Config, device: str, ranks: distributed.Distributed) -> None:
     from mindcv_reparam.training.schedule import learning_rates
     from mindcv_reparam.training.step import TrainStep
     from mindcv_reparam.training.trainer import Trainer
-
-    source = create_dataset(config, train=True)
-    train_loader = create_loader(source, config, train=True, rank=ranks.rank, size=ranks.size)
-    val_loader = None
-    if config.val_while_train:
-        val_source = create_dataset(config, train=False, classes=source.classes)
-        val_loader = create_loader(val_source, config, train=False, rank=ranks.rank, size=ranks.size)
 
     hparams = {
         "num_classes": train_loader.num_classes,
@@ -105,7 +115,7 @@ def train(config: Config, device: str, ranks: distributed.Distributed) -> None:
         info = CheckpointInfo(
             model=config.model,
             hparams=hparams,
-            classes=list(source.classes),
+            classes=list(classes),
             preprocessing={name: getattr(config, name) for name in model_info(config.model).preprocessing},
             epoch=record["epoch"],
             step=record["step"],

@@ -31,9 +31,8 @@ def main() -> None:
     config = config.with_defaults(**info.preprocessing, num_classes=info.hparams["num_classes"])
     mixed_precision(network, supported_level(config.val_amp_level, device))
     source = create_dataset(config, train=False, classes=info.classes)
-    loader = create_loader(source, config, train=False, rank=ranks.rank, size=ranks.size)
-    result = evaluate(network, loader, ranks)
-    loader.close()
+    with create_loader(source, config, train=False, rank=ranks.rank, size=ranks.size) as loader:
+        result = evaluate(network, loader, ranks)
     if ranks.is_main:
         print(
             f"{info.model} ({info.state}): top-1 {result.top1:.3f} % ({result.correct1}/{result.samples}), "

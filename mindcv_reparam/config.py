@@ -74,7 +74,7 @@ class Config:
     data_dir: str = _data("TV", "./", "folder of the data set; digits needs none")
     train_split: str = _data("T", "train", "folder of the training images in data_dir")
     val_split: str = _data("TV", "val", "folder of the validation images in data_dir")
-    num_parallel_workers: int = _data("TV", 8, "processes that read and augment images", at_least=1)
+    num_parallel_workers: int = _data("TV", 8, "workers that read and augment images", at_least=1)
     shuffle: bool = _data("T", True, "shuffle the training images every epoch")
     eval_shuffle: bool = _data("TV", False, "shuffle the validation images")
     num_samples: int | None = _data("TV", None, "use this many images only", at_least=1)

@@ -45,7 +45,7 @@ def reparameterize(net: nn.Cell, level: Level = "full") -> nn.Cell:
         raise ValueError(f"level {level!r} is none of {', '.join(LEVELS)}")
     # A Cell changed after its first call would go on running its old graph (the compile cache keys on identity, not on
     # structure), hence the deep copy.
-    net = _fuse(copy.deepcopy(net), LEVELS.index(level))
+    net = _fuse(_copy(net), LEVELS.index(level))
     for name, parameter in net.parameters_and_names():
         parameter.name = name
         if parameter.dtype == ms.float64:
@@ -60,7 +60,7 @@ def fused(cell: nn.Cell) -> nn.Cell:
 
 def replace_children(cell: nn.Cell, **children: nn.Cell) -> nn.Cell:
     """A deep copy of ``cell`` with some of its children exchanged."""
-    new = copy.deepcopy(cell)
+    new = _copy(cell)
     for name, child in children.items():
         setattr(new, name, child)
     return new
@@ -69,6 +69,14 @@ def replace_children(cell: nn.Cell, **children: nn.Cell) -> nn.Cell:
 def float64_parameter(value, name: str) -> Parameter:
     """A folded weight in the precision of the fold; :func:`reparameterize` rounds it to float32 at the very end."""
     return Parameter(Tensor(value, ms.float64), name=name)
+
+
+def _copy(cell: nn.Cell) -> nn.Cell:
+    """A deep copy that leaves the compiled graphs to the original, which would lose them when the copy is deleted."""
+    new = copy.deepcopy(cell)
+    for _, child in new.cells_and_names():
+        child.compile_cache.clear()
+    return new
 
 
 def _fuse(cell: nn.Cell, level: int) -> nn.Cell:

@@ -1,11 +1,14 @@
 """The protocol of re-parameterization, on a small network of every family and on Cells at the root."""
 
 import copy
+import functools
+import gc
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
+from mindspore.common.api import _cell_graph_executor
 from networks import (
     SMALL,
     arrays,
@@ -24,22 +27,37 @@ from mindcv_reparam.reparam import LEVELS, Reparameterizable, float64_parameter,
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(params=SMALL, scope="module")
-def network(request):
+@functools.cache
+def train_time(family: str) -> nn.Cell:
     """A train-time network, in evaluation mode, that has been compiled and called."""
-    net = small_network(request.param)
+    net = small_network(family)
     net(random_images())
     return net
 
 
-@pytest.fixture(params=LEVELS, scope="module")
+@functools.cache
+def fused_at(family: str, level: str) -> nn.Cell:
+    return reparameterize(train_time(family), level)
+
+
+@pytest.fixture(params=SMALL)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(params=LEVELS)
 def level(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def fused(network, level):
-    return reparameterize(network, level)
+@pytest.fixture
+def network(family):
+    return train_time(family)
+
+
+@pytest.fixture
+def fused(family, level):
+    return fused_at(family, level)
 
 
 def test_the_outputs_are_equal(network, fused):
@@ -76,8 +94,8 @@ def test_fusing_twice_changes_nothing(fused, level):
     assert all(np.array_equal(again[name], once[name]) for name in once)
 
 
-def test_branches_then_full_is_full(network):
-    steps, direct = reparameterize(reparameterize(network, "branches")), reparameterize(network)
+def test_branches_then_full_is_full(family):
+    steps, direct = reparameterize(fused_at(family, "branches")), fused_at(family, "full")
     assert cells(steps, nn.Cell) == cells(direct, nn.Cell)
     assert list(arrays(steps)) == list(arrays(direct))
     for name, array in arrays(direct).items():
@@ -85,16 +103,17 @@ def test_branches_then_full_is_full(network):
         assert np.abs(arrays(steps)[name] - array).max() <= 1e-6 * np.abs(array).max(), name
 
 
-def test_full_has_fewer_parameters_than_branches_than_training(network):
-    sizes = [sum(p.size for p in net.get_parameters()) for net in (reparameterize(network), network)]
-    between = sum(p.size for p in reparameterize(network, "branches").get_parameters())
-    assert sizes[0] < sizes[1]
-    assert sizes[0] <= between <= sizes[1]
+def test_full_has_fewer_parameters_than_training(family):
+    networks = (fused_at(family, "full"), fused_at(family, "branches"), train_time(family))
+    full, branches, training = (sum(p.size for p in net.get_parameters()) for net in networks)
+    assert full < training
+    assert full <= branches <= training
 
 
-def test_full_leaves_nothing_to_fold(network):
-    fused = reparameterize(network)
-    assert not cells(fused, nn.BatchNorm2d, LayerScale, Scale, Dropout, DropPath, nn.Dropout, ConvNorm)
+def test_full_leaves_nothing_to_fold(family):
+    assert not cells(
+        fused_at(family, "full"), nn.BatchNorm2d, LayerScale, Scale, Dropout, DropPath, nn.Dropout, ConvNorm
+    )
 
 
 def test_parameters_are_float32_and_named_by_their_place(fused):
@@ -105,9 +124,9 @@ def test_parameters_are_float32_and_named_by_their_place(fused):
     assert len(set(names)) == len(names)
 
 
-def test_every_parameter_of_full_reaches_the_output(network):
+def test_every_parameter_of_full_reaches_the_output(family):
     """Also once the fused network has run: there is no stale graph, no stale list of cells, no parameter left over."""
-    fused, images, rng = reparameterize(network), random_images(), np.random.default_rng(0)
+    fused, images, rng = fused_at(family, "full"), random_images(), np.random.default_rng(0)
     output = fused(images).asnumpy()
     for name, parameter in fused.parameters_and_names():
         value = parameter.asnumpy().copy()
@@ -117,7 +136,17 @@ def test_every_parameter_of_full_reaches_the_output(network):
     assert np.array_equal(fused(images).asnumpy(), output)
 
 
-@pytest.mark.parametrize("family", SMALL)
+def test_the_original_keeps_its_compiled_graphs():
+    net = nn.SequentialCell(ConvNorm(conv2d(3, 4, 3), batch_norm(4)), nn.ReLU()).set_train(False)
+    net(random_images())
+    (phase,) = net.compile_cache
+    fused = reparameterize(net)
+    fused(random_images())
+    del fused
+    gc.collect()
+    assert _cell_graph_executor.has_compiled(phase)
+
+
 def test_the_structure_does_not_depend_on_the_weights(family, level):
     """So a fused checkpoint loads strictly into the fused network of a new model."""
     source = reparameterize(small_network(family, seed=1), level)

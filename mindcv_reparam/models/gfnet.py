@@ -71,26 +71,39 @@ class GlobalFilter(nn.Cell):
         super().__init__()
         height, width = size
         shape = (height, width // 2 + 1, dim, 2)  # real and imaginary part last
+        self.width = width
         self.complex_weight = Parameter(Tensor(np.zeros(shape), ms.float32), name="complex_weight")
-        self.rows, self.rows_back = (Tensor(matrix, ms.float32) for matrix in half_spectrum(width))
-        self.columns, self.columns_back = (Tensor(matrix, ms.float32) for matrix in full_spectrum(height))
+        self.rows, self.rows_back = (_kernel(matrix) for matrix in half_spectrum(width))
+        self.columns, self.columns_back = (_kernel(matrix) for matrix in full_spectrum(height))
 
     def construct(self, x):
-        height, frequencies, channels, _ = self.complex_weight.shape
-        spectrum = ops.matmul(self.rows, x.astype(ms.float32))  # (N, H, 2F, C)
-        real, imaginary = ops.split(spectrum, frequencies, axis=2)
-        spectrum = ops.concat((real, imaginary), axis=1).reshape((-1, 2 * height, frequencies * channels))
-        spectrum = ops.matmul(self.columns, spectrum).reshape((-1, 2 * height, frequencies, channels))
+        return self.filter(x).astype(x.dtype)
 
-        real, imaginary = ops.split(spectrum, height, axis=1)
-        weight = self.complex_weight.astype(ms.float32)
+    def filter(self, x):
+        height, frequencies, channels, _ = self.complex_weight.shape
+        weight = self.complex_weight.astype(ms.float32).reshape((height, frequencies * channels, 2))
         weight_real, weight_imaginary = weight[..., 0], weight[..., 1]
+
+        x = x.astype(ms.float32).reshape((-1, self.width, channels))  # (N·H, W, C)
+        x = self.transform(self.rows, x)  # (N·H, 2F, C)
+        x = x.reshape((-1, height, 2, frequencies * channels)).transpose((0, 2, 1, 3))
+        x = self.transform(self.columns, x.reshape((-1, 2 * height, frequencies * channels)))
+
+        real, imaginary = ops.split(x, height, axis=1)  # each (N, H, F·C)
         product = (real * weight_real - imaginary * weight_imaginary, real * weight_imaginary + imaginary * weight_real)
 
-        spectrum = ops.concat(product, axis=1).reshape((-1, 2 * height, frequencies * channels))
-        spectrum = ops.matmul(self.columns_back, spectrum).reshape((-1, 2 * height, frequencies, channels))
-        real, imaginary = ops.split(spectrum, height, axis=1)
-        return ops.matmul(self.rows_back, ops.concat((real, imaginary), axis=2)).astype(x.dtype)
+        x = self.transform(self.columns_back, ops.concat(product, axis=1))
+        x = x.reshape((-1, 2, height, frequencies * channels)).transpose((0, 2, 1, 3))
+        x = self.transform(self.rows_back, x.reshape((-1, 2 * frequencies, channels)))
+        return x.reshape((-1, height, self.width, channels))
+
+    def transform(self, kernel, x):
+        """A constant matrix times (N, K, M) along K, as a 1×1 convolution: no copy of the matrix for every sample."""
+        return ops.conv2d(x.expand_dims(-1), kernel).squeeze(-1)
+
+
+def _kernel(matrix: np.ndarray) -> Tensor:
+    return Tensor(matrix[:, :, None, None], ms.float32)
 
 
 class Mlp(nn.Cell):
@@ -134,9 +147,8 @@ class Block(Reparameterizable, nn.Cell):
     def fuse(self) -> nn.Cell:
         """The layer scale goes into the dense layer before it. The norms keep their scale and shift, which a layer
         normalisation applies in any case."""
-        fc2 = with_linear(
-            self.mlp.fc2, fusion.affine_after(fusion.affine(self.gamma.asnumpy()), linear_of(self.mlp.fc2))
-        )
+        scaled = fusion.affine_after(fusion.affine(self.gamma.asnumpy()), linear_of(self.mlp.fc2))
+        fc2 = with_linear(self.mlp.fc2, scaled)
         return FusedBlock(self.norm1, self.filter, self.norm2, replace_children(self.mlp, fc2=fc2))
 
 

@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mindcv_reparam.errors import UserError
 
 from .evaluate import Ranks
+from .statistics import average_statistics
 from .step import TrainStep
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Trainer:
         for epoch in range(start_epoch, self.epochs):
             record = self._train_epoch(epoch, start_step)
             start_step = 0
+            average_statistics(self.step.get_parameters(), self.ranks)
             if self.validate and ((epoch + 1) % self.val_interval == 0 or epoch + 1 == self.epochs):
                 record.update(self.validate())
                 self.step.set_train(True)

@@ -19,6 +19,7 @@ def main() -> None:
     runtime.prepare(config.device_target, config.mode, config.seed)
 
     from mindcv_reparam.checkpoint import model_from_checkpoint
+    from mindcv_reparam.deploy.compare import input_shape
     from mindcv_reparam.deploy.mindir import export_mindir
     from mindcv_reparam.reparam import reparameterize
 
@@ -26,10 +27,7 @@ def main() -> None:
     state = info.state
     if config.reparam != "none" and state != "full":
         network, state = reparameterize(network, config.reparam), config.reparam
-    batch = None if config.export_batch_size == "dynamic" else config.export_batch_size
-    size = info.hparams["img_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (batch, info.hparams["in_channels"], height, width)
+    shape = input_shape(info.hparams, batch=None if config.export_batch_size == "dynamic" else config.export_batch_size)
     path = Path(config.output or ".") / f"{info.model}_{state}.mindir"
     difference = export_mindir(network, path, shape)
     print(f"{path}: {info.model} ({state}), input {shape}, differs from the network by {difference:.1e}, relative")

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _INFO = "mindcv_reparam"
 _SHOWN = 4  # names per list in a message
+_KINDS = {"train": "train-time", **{level: f"fused (reparam {level})" for level in LEVELS}}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def load_arrays(
             _listed("the network lacks", unexpected),
             _listed("other shapes:", shapes),
         )
-        what = f" (a {info.state} checkpoint of {info.model})" if info else ""
+        what = f", a {_KINDS[info.state]} checkpoint of {info.model}," if info else ""
         raise UserError(f"{path}{what} does not fit the network: {'; '.join(filter(None, complaints))}")
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(arrays[name], parameter.dtype))

@@ -57,6 +57,13 @@ def test_model_from_checkpoint_rebuilds_a_fused_network(net, tmp_path):
     assert same(rebuilt, fused)
 
 
+def test_a_fused_checkpoint_does_not_go_into_a_train_time_network(net, tmp_path):
+    path = tmp_path / "fused.ckpt"
+    save_checkpoint(path, reparameterize(net), CheckpointInfo("visformer_tiny", HPARAMS, state="full"))
+    with pytest.raises(UserError, match=r"a fused \(reparam full\) checkpoint of visformer_tiny, does not fit"):
+        load_checkpoint(create_model("visformer_tiny", **HPARAMS), path)
+
+
 def test_a_file_of_another_program_loads_by_name(net, tmp_path):
     path = tmp_path / "mindcv.ckpt"
     ms.save_checkpoint(net, str(path))
@@ -90,7 +97,7 @@ def test_a_mismatch_lists_both_sides_and_touches_nothing(saved):
     with pytest.raises(UserError) as error:
         load_checkpoint(other, saved)
     message = str(error.value)
-    assert "a train checkpoint of visformer_tiny" in message
+    assert ", a train-time checkpoint of visformer_tiny, does not fit the network: " in message
     assert "the file lacks pos_embed0" in message
     assert "the network lacks stage1.4.norm2" in message
     assert "other shapes: " in message

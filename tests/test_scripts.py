@@ -149,6 +149,27 @@ def test_a_checkpoint_alone_is_enough_to_export(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_fused_checkpoint_gives_the_same_accuracy_and_is_not_fused_again(trained, tmp_path):
+    folder, _ = trained
+    arguments = ("-m", "mindcv_reparam", "reparameterize", "-c", folder / "visformer_tiny.yaml", "--ckpt_path")
+    fused = tmp_path / "fused.ckpt"
+    run(*arguments, folder / "visformer_tiny_best.ckpt", "--output", fused)
+    arrays, info = read_checkpoint(fused)
+    assert info.state == "full"
+    assert not any("moving" in name for name in arrays)
+    _, err = run(*arguments, fused, "--output", tmp_path / "twice.ckpt", status=2)
+    assert "is fused already" in err
+    assert not (tmp_path / "twice.ckpt").exists()
+
+    run(ROOT / "validate.py", "--dataset", "digits", "--ckpt_path", fused, "--output", tmp_path / "fused.json")
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    best = max(rows, key=lambda row: float(row["top1"]))
+    result = json.loads((tmp_path / "fused.json").read_text())
+    assert result["top1"] == pytest.approx(float(best["top1"]))
+    assert result["loss"] == pytest.approx(float(best["val_loss"]), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_mindcvs_recipe_trains_on_an_image_folder_on_cpu(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):

@@ -1,17 +1,14 @@
 """MindIR: the graph and weights as MindSpore saves them, for MindSpore itself and for MindSpore Lite's converter."""
 
 import os
-from collections.abc import Callable
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn
 
 from ..errors import UserError
 from ..files import written_whole
+from .compare import TOLERANCE, relative_difference
 
-# max|Δ| / max|output| in float32 up to which two programs of one network are taken for equal.
-TOLERANCE = 2e-5
 DYNAMIC_BATCHES = (1, 3)  # what a graph of dynamic batch is tried with
 
 
@@ -40,10 +37,3 @@ def export_mindir(net: nn.Cell, path: str | os.PathLike[str], shape: tuple[int |
         if not difference <= TOLERANCE:
             raise UserError(f"{path} was not kept: its output differs from the network's by {difference:.1e}, relative")
     return difference
-
-
-def relative_difference(expected: Callable, actual: Callable, shape: tuple[int, ...]) -> float:
-    """max|Δ| / max|expected| of two programs on the same random images of ``shape``; NaN counts as a difference."""
-    images = ms.Tensor(np.random.default_rng(0).standard_normal(shape), ms.float32)
-    reference, output = expected(images).asnumpy(), actual(images).asnumpy()
-    return float(np.abs(output - reference).max() / np.abs(reference).max())

@@ -17,6 +17,7 @@ SMALL = {
     "fastvit": ("fastvit_sa12", dict(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), mlp_ratio=2)),
     "riformer": ("riformer_s12", dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32), mlp_ratio=2.0)),
     "poolformer": ("poolformer_s12", dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32), mlp_ratio=2.0)),
+    "gfnet": ("gfnet_h_ti", dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32), mlp_ratio=2.0)),
     "regnet": ("regnety_160", dict(stem_width=8, depths=(1, 2, 1, 1), dims=(8, 16, 24, 32), group_width=8)),
 }
 

@@ -21,6 +21,7 @@ from networks import (
 
 from mindcv_reparam.layers import ConvNorm, Dropout, DropPath, LayerScale, Scale, batch_norm, conv2d
 from mindcv_reparam.models.fastvit import LargeKernelConv, MobileOneConv, PositionalEncoding, RepMixer
+from mindcv_reparam.registry import MODELS
 from mindcv_reparam.reparam import LEVELS, Reparameterizable, float64_parameter, reparameterize
 
 # Measured at most 2e-6; an epsilon left out of one norm shows up at about 1e-4.
@@ -58,6 +59,10 @@ def network(family):
 @pytest.fixture
 def fused(family, level):
     return fused_at(family, level)
+
+
+def test_every_family_is_here():
+    assert SMALL.keys() == {info.family for info in MODELS.values()}
 
 
 def test_the_outputs_are_equal(network, fused):

@@ -56,7 +56,7 @@ def train(
     from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, plot_curves, read_metrics
     from mindcv_reparam.training.optimizer import create_optimizer
     from mindcv_reparam.training.precision import mixed_precision, supported_level
-    from mindcv_reparam.training.schedule import learning_rates
+    from mindcv_reparam.training.schedule import learning_rates, scaled_rates
     from mindcv_reparam.training.step import TrainStep
     from mindcv_reparam.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ def train(
     if config.ckpt_path:
         load_checkpoint(network, config.ckpt_path, new_head=True)
     mixed_precision(network, supported_level(config.amp_level, device))
-    average = WeightAverage(network, config.ema_decay) if config.ema else None
+    average = WeightAverage(network, config.ema_decay, config.ema_warmup) if config.ema else None
     step = TrainStep(
         network,
         create_loss(config.loss, reduction=config.reduction),  # labels come smoothed
@@ -82,6 +82,7 @@ def train(
             momentum=config.momentum,
             nesterov=config.use_nesterov,
             eps=config.eps,
+            layer_decay=config.layer_decay,
         ),
         size=ranks.size,
         loss_scale=LossScale(config.loss_scale, dynamic=config.loss_scale_type == "dynamic"),
@@ -90,18 +91,23 @@ def train(
         accumulation_steps=config.gradient_accumulation_steps,
         average=average,
     )
+    lr, min_lr = config.lr, config.min_lr
+    if config.lr_scale == "linear":
+        batch = ranks.size * config.batch_size * config.gradient_accumulation_steps
+        lr, min_lr = scaled_rates(lr, min_lr, batch, config.lr_base_batch)
     rates = learning_rates(
         config.scheduler,
-        config.lr,
+        lr,
         config.epoch_size,
         train_loader.steps_per_epoch,
-        min_lr=config.min_lr,
+        min_lr=min_lr,
         warmup_epochs=config.warmup_epochs,
         warmup_factor=config.warmup_factor,
         decay_epochs=config.decay_epochs,
         decay_rate=config.decay_rate,
         milestones=config.multi_step_decay_milestones,
         lr_epoch_stair=config.lr_epoch_stair,
+        warmup_prefix=config.warmup_prefix,
     )
 
     def validate() -> dict[str, float]:

@@ -61,9 +61,7 @@ class Config:
     given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False, kw_only=True)
 
     mode: Literal[0, 1] = _system("TVE", 0, "graph mode (0) or PyNative mode (1)")
-    distribute: bool | None = _system(
-        "T", None, "run on several devices; None: as launched (mpirun, msrun or neither)"
-    )
+    distribute: bool | None = _system("T", None, "run on several devices; None: as launched (mpirun, msrun or neither)")
     device_target: Literal["Ascend", "CPU"] | None = _system("TVE", None, "None: Ascend if there is one, else CPU")
     seed: int = _system("TVE", 42, "seed of weights, data order and augmentation", at_least=0)
     log_interval: int = _system("TV", 100, "steps between lines of the log", at_least=1)
@@ -146,6 +144,7 @@ class Config:
     clip_value: float = _training("T", 15.0, "largest gradient norm", above=0)
     ema: bool = _training("T", False, "keep an exponential moving average of the weights")
     ema_decay: float = _training("T", 0.9999, "its decay per update", at_least=0, below=1)
+    ema_warmup: float = _training("T", 2000.0, "updates over which the decay grows, 0: constant", at_least=0)
 
     opt: Literal["sgd", "momentum", "adam", "adamw", "lamb"] = _optimizer("T", "adam", "optimizer")
     momentum: float = _optimizer("T", 0.9, "of sgd and momentum", at_least=0, below=1)
@@ -168,6 +167,13 @@ class Config:
     decay_rate: float = _rate("T", 0.9, "factor of the other decays", above=0, at_most=1)
     multi_step_decay_milestones: tuple[int, ...] = _rate("T", (30, 60, 90), "epochs of multi_step_decay", at_least=1)
     lr_epoch_stair: bool = _rate("T", False, "change the rate once per epoch instead of every step")
+    warmup_prefix: bool = _rate(
+        "T", True, "count the decay's epochs from the end of the warm-up, or else from the start"
+    )
+    lr_scale: Literal["none", "linear"] = _rate(
+        "T", "none", "linear: lr and min_lr are meant for lr_base_batch and grow with the images per update"
+    )
+    lr_base_batch: int | None = _rate("T", None, "images per update that lr is meant for", at_least=1)
 
     loss: Literal["CE", "BCE"] = _loss("T", "CE", "cross-entropy or binary cross-entropy")
     label_smoothing: float = _loss("T", 0.0, "label smoothing", at_least=0, below=1)
@@ -199,6 +205,8 @@ class Config:
             raise UserError(f"mean has {len(self.mean)} channels and std {len(self.std)}: give one of each per channel")
         if self.scheduler == "cosine_decay" and self.min_lr > self.lr:
             raise UserError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}: cosine_decay goes from lr down to min_lr")
+        if self.lr_scale == "linear" and self.lr_base_batch is None:
+            raise UserError("lr_scale linear needs lr_base_batch, the images per update that lr is meant for")
         if self.ckpt_save_policy == "top_k" and not self.val_while_train:
             raise UserError("ckpt_save_policy top_k keeps the most accurate checkpoints: it needs val_while_train True")
         if self.resume_opt and not self.ckpt_path:

@@ -295,6 +295,7 @@ def test_keys_of_mindcv_that_are_not_served_may_be_off(write, name):
         (["--lr", "0.1", "--min_lr", "0.2"], "min_lr 0.2 is above lr 0.1"),
         (["--ckpt_save_policy", "top_k"], "needs val_while_train True"),
         (["--resume_opt"], "name it by ckpt_path"),
+        (["--lr_scale", "linear"], "lr_scale linear needs lr_base_batch"),
     ],
 )
 def test_settings_that_contradict_each_other(flags, words):

@@ -4,9 +4,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
+from networks import small_network
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.training.optimizer import OPTIMIZERS, Optimizer, create_optimizer, weight_decays
+from mindcv_reparam.training.optimizer import OPTIMIZERS, Optimizer, create_optimizer, layer_factors, weight_decays
 
 RATES = (1e-2, 3e-3, 1e-2, 2e-2, 5e-3)
 SHAPES = ((4, 3), (7,), (2, 3, 2, 2), (5,))
@@ -142,6 +143,64 @@ def test_decay_groups(rule, decaying):
     decays = dict(zip([p.name for p in network.trainable_params()], weight_decays(network, 0.1, rule)))
     assert {name for name, decay in decays.items() if decay == 0.1} == decaying
     assert {name for name, decay in decays.items() if decay == 0.0} == decays.keys() - decaying
+
+
+@pytest.mark.parametrize(
+    ("name", "update"), [("adamw", adamw), ("adam", adam), ("lamb", lamb), ("sgd", sgd(nesterov=False))]
+)
+def test_rate_is_per_parameter(name, update, monkeypatch):
+    factors = [0.25, 1.0, 0.5, 2.0]
+    monkeypatch.setattr("mindcv_reparam.training.optimizer.layer_factors", lambda names, layer_decay: factors)
+    found = run(create_optimizer(Weights(), name, weight_decay=DECAY, layer_decay=0.5))
+    for i, mine in enumerate(found):
+
+        def scaled(w, g, state, t, lr, decay, factor=factors[i]):
+            return update(w, g, state, t, factor * lr, decay)
+
+        np.testing.assert_allclose(mine, reference(scaled)[i], rtol=2e-6, atol=2e-7)
+
+
+def test_layer_decay_counts_blocks_from_the_head():
+    names = {
+        "stem.0.weight": 0.0625,
+        "stages.0.patch_embed.weight": 0.0625,
+        "stages.0.blocks.0.mlp.fc1.weight": 0.125,
+        "stages.0.blocks.0.mlp.fc2.weight": 0.125,
+        "stages.1.patch_embed.weight": 0.25,  # leads to the next block
+        "stages.1.blocks.0.mlp.fc1.weight": 0.25,
+        "stages.1.blocks.1.mlp.fc1.weight": 0.5,
+        "norm.gamma": 1.0,
+        "head.bias": 1.0,
+    }
+    assert layer_factors([*names], 0.5) == [*names.values()]
+    with pytest.raises(UserError, match="layer_decay"):
+        layer_factors(["weight", "bias"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks"), [("visformer", 4), ("fastvit", 4), ("riformer", 4), ("poolformer", 4), ("regnet", 5)]
+)
+def test_layer_decay_finds_the_layers_of_every_family(family, blocks):
+    network = small_network(family)
+    names = [p.name for p in network.trainable_params()]
+    factors = dict(zip(names, layer_factors(names, 0.5)))
+    assert set(factors.values()) == {0.5**distance for distance in range(blocks + 2)}
+    heads = {name for name, factor in factors.items() if factor == 1.0}
+    assert {name.split(".")[0] for name in heads} <= {"norm", "head", "final_conv"}
+    assert f"{network.classifier}.weight" in heads
+    assert factors[names[0]] == 0.5 ** (blocks + 1)
+
+
+def test_layer_scales_of_fastvit_decay_and_those_of_riformer_do_not():
+    """timm's rule goes by the number of dimensions: FastViT's layer scales are (C, 1, 1), RIFormer's (C,)."""
+    for family, decaying in (("fastvit", True), ("riformer", False)):
+        network = small_network(family)
+        decays = dict(zip([p.name for p in network.trainable_params()], weight_decays(network, 0.05, "1d")))
+        scales = {name for name in decays if "layer_scale" in name}
+        assert {decays[name] for name in scales} == {0.05 if decaying else 0.0}
+        assert {decays[name] for name in decays if name.endswith(".weight")} == {0.05}
+        flat = {name for name in decays if name.endswith((".bias", ".gamma", ".beta"))} - scales
+        assert {decays[name] for name in flat} == {0.0}
 
 
 def test_unknown_names_are_refused():

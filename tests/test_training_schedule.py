@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.training.schedule import learning_rates
+from mindcv_reparam.training.schedule import learning_rates, scaled_rates
 
 
 def test_cosine_with_warmup_per_step():
@@ -40,6 +40,36 @@ def test_a_visformer_recipe():
     assert rates[10] == pytest.approx(1e-6 + (5e-4 - 1e-6) / 5)
     assert rates[50] == pytest.approx(5e-4)
     assert rates[-1] == pytest.approx(1e-5 + 2.45e-4 * (1 + np.cos(np.pi * 294 / 295)))
+
+
+def test_timms_cosine_with_warmup_and_cooldown_per_epoch():
+    """timm 0.5.4's CosineLRScheduler(t_initial=6, lr_min=0.1, warmup_t=2, warmup_lr_init=0.2), 2 cool-down epochs.
+
+    Its cosine starts under the warm-up: epoch t has 0.1 + 0.45·(1 + cos(πt/6)), written out here; from 6 on 0.1.
+    """
+    rates = learning_rates(
+        *("cosine_decay", 1.0, 8, 2),
+        **dict(min_lr=0.1, warmup_epochs=2, warmup_factor=0.2, decay_epochs=6),
+        **dict(lr_epoch_stair=True, warmup_prefix=False),
+    )
+    root3 = np.sqrt(3.0)
+    by_epoch = [0.2, 0.6, 0.775, 0.55, 0.325, 0.55 - 0.225 * root3, 0.1, 0.1]
+    np.testing.assert_allclose(rates, np.repeat(by_epoch, 2), rtol=1e-12)
+
+
+def test_timms_cosine_per_step():
+    rates = learning_rates(
+        "cosine_decay", 1.0, 3, 2, warmup_epochs=1, warmup_factor=0.5, decay_epochs=3, warmup_prefix=False
+    )
+    np.testing.assert_allclose(rates, [0.5, 0.75, 0.75, 0.5, 0.25, 0.5 - 0.25 * np.sqrt(3.0)], rtol=1e-12)
+
+
+def test_rates_scale_with_the_images_per_update(caplog):
+    caplog.set_level("INFO")
+    assert scaled_rates(1e-3, 1e-5, batch=2048, base_batch=1024) == pytest.approx((2e-3, 2e-5), rel=1e-12)
+    assert scaled_rates(1e-3, 0.0, batch=64, base_batch=1024) == pytest.approx((6.25e-5, 0.0), rel=1e-12)
+    assert caplog.messages[0] == "lr_scale linear: 2048 images per update instead of 1024: lr 0.002, min_lr 2e-05"
+    assert len(caplog.messages) == 2
 
 
 def test_step_and_multi_step_change_at_epochs_after_the_warmup():

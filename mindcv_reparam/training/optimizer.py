@@ -6,7 +6,8 @@ in the graph takes about three times as long to compile.
 """
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -19,36 +20,44 @@ _adamw_update = ops.MultitypeFuncGraph("adamw_update")
 _adam_update = ops.MultitypeFuncGraph("adam_update")
 _lamb_update = ops.MultitypeFuncGraph("lamb_update")
 _fused_adam = ops.AdamWeightDecay()
+_BLOCK = re.compile(r"stages?\.?\d+\.(blocks\.)?\d+\.")  # as the families of the zoo name them
 
 
-@_momentum_update.register("Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float")
-def _update_momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay):
+def _times(rate, factor):
+    """The graph holds no multiplication where the factor, a constant of compilation, is 1."""
+    return rate if factor == 1.0 else rate * factor
+
+
+@_momentum_update.register("Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float")
+def _update_momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor):
     if weight_decay > 0.0:
         gradient = gradient + weight_decay * parameter
     next_velocity = momentum * velocity + gradient
     direction = gradient + momentum * next_velocity if nesterov else next_velocity
     done = ops.assign(velocity, next_velocity)
-    return ops.assign(parameter, ops.depend(parameter - lr * direction, done))
+    return ops.assign(parameter, ops.depend(parameter - _times(lr, lr_factor) * direction, done))
 
 
 @_adamw_update.register(
-    "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float"
+    "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float"
 )
-def _update_adamw(beta1, beta2, step_size, eps, decay_scale, parameter, m, v, gradient, weight_decay):
+def _update_adamw(beta1, beta2, step_size, eps, decay_scale, parameter, m, v, gradient, weight_decay, lr_factor):
+    step_size = _times(step_size, lr_factor)
     return _fused_adam(parameter, m, v, step_size, beta1, beta2, eps, weight_decay * decay_scale, gradient)
 
 
-@_adam_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float")
-def _update_adam(beta1, beta2, step_size, eps, parameter, m, v, gradient, weight_decay):
+@_adam_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float")
+def _update_adam(beta1, beta2, step_size, eps, parameter, m, v, gradient, weight_decay, lr_factor):
     if weight_decay > 0.0:
         gradient = gradient + weight_decay * parameter
-    return _fused_adam(parameter, m, v, step_size, beta1, beta2, eps, 0.0, gradient)
+    return _fused_adam(parameter, m, v, _times(step_size, lr_factor), beta1, beta2, eps, 0.0, gradient)
 
 
 @_lamb_update.register(
-    "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float"
+    *("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"),
+    *("Float", "Float"),
 )
-def _update_lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay):
+def _update_lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor):
     next_m = beta1 * m + (1.0 - beta1) * gradient
     next_v = beta2 * v + (1.0 - beta2) * gradient * gradient
     update = (next_m / correction1) / (ops.sqrt(next_v / correction2) + eps)
@@ -58,21 +67,24 @@ def _update_lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, 
     update_norm = ops.sqrt((update * update).sum())
     both = ops.logical_and(weight_norm > 0.0, update_norm > 0.0)
     trust = ops.select(both, weight_norm / ops.maximum(update_norm, 1e-30), ops.ones_like(weight_norm))
-    next_parameter = parameter - lr * trust * update
+    next_parameter = parameter - _times(lr, lr_factor) * trust * update
     done = ops.assign(m, next_m), ops.assign(v, next_v)
     return ops.assign(parameter, ops.depend(next_parameter, done))
 
 
 class Optimizer(nn.Cell):
-    """Base: the parameters in the network's order and, for each, its weight decay.
+    """Base: the parameters in the network's order and, for each, its weight decay and the factor on its learning rate.
 
     `construct(lr, gradients)` updates in place; `lr` is a float32 scalar Tensor, `gradients` follow `parameters`.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], weight_decays: Iterable[float]) -> None:
+    def __init__(
+        self, parameters: Iterable[Parameter], weight_decays: Iterable[float], lr_factors: Iterable[float]
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.weight_decays = tuple(float(decay) for decay in weight_decays)
+        self.lr_factors = tuple(float(factor) for factor in lr_factors)
         self.map = ops.HyperMap()
 
 
@@ -86,10 +98,11 @@ class Momentum(Optimizer):
         self,
         parameters: Iterable[Parameter],
         weight_decays: Iterable[float],
+        lr_factors: Iterable[float],
         momentum: float = 0.9,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(parameters, weight_decays)
+        super().__init__(parameters, weight_decays, lr_factors)
         self.momentum = Tensor(momentum, ms.float32)
         self.velocity = self.parameters.clone(prefix="velocity", init="zeros")
         self.nesterov = nesterov
@@ -101,6 +114,7 @@ class Momentum(Optimizer):
             self.velocity,
             gradients,
             self.weight_decays,
+            self.lr_factors,
         )
         return True
 
@@ -112,10 +126,11 @@ class _Adaptive(Optimizer):
         self,
         parameters: Iterable[Parameter],
         weight_decays: Iterable[float],
+        lr_factors: Iterable[float],
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(parameters, weight_decays)
+        super().__init__(parameters, weight_decays, lr_factors)
         self.beta1 = Tensor(betas[0], ms.float32)
         self.beta2 = Tensor(betas[1], ms.float32)
         # Of the rounded betas that the kernel uses: float32's 1 − 0.999 is off by 5e-5, which then cancels.
@@ -157,6 +172,7 @@ class AdamW(_Adaptive):
             self.moment2,
             gradients,
             self.weight_decays,
+            self.lr_factors,
         )
         return True
 
@@ -174,6 +190,7 @@ class Adam(_Adaptive):
             self.moment2,
             gradients,
             self.weight_decays,
+            self.lr_factors,
         )
         return True
 
@@ -190,6 +207,7 @@ class Lamb(_Adaptive):
             self.moment2,
             gradients,
             self.weight_decays,
+            self.lr_factors,
         )
         return True
 
@@ -206,19 +224,43 @@ def create_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     eps: float = 1e-8,
+    layer_decay: float | None = None,
 ) -> Optimizer:
-    """The optimizer of that name over the network's trainable parameters.
+    """The optimizer of that name over the network's trainable parameters; see `layer_factors` for `layer_decay`.
 
     `sgd` and `momentum` are one algorithm here, as their MindSpore namesakes are without dampening.
     """
     parameters = network.trainable_params()
     decays = weight_decays(network, weight_decay, weight_decay_filter)
+    names = [parameter.name for parameter in parameters]
+    factors = [1.0] * len(names) if layer_decay is None else layer_factors(names, layer_decay)
     if opt in ("sgd", "momentum"):
-        return Momentum(parameters, decays, momentum=momentum, nesterov=nesterov)
+        return Momentum(parameters, decays, factors, momentum=momentum, nesterov=nesterov)
     adaptive = {"adam": Adam, "adamw": AdamW, "lamb": Lamb}
     if opt not in adaptive:
         raise UserError(f"optimizer {opt!r} is not supported; choose one of {', '.join(OPTIMIZERS)}")
-    return adaptive[opt](parameters, decays, eps=eps)
+    return adaptive[opt](parameters, decays, factors, eps=eps)
+
+
+def layer_factors(names: Sequence[str], layer_decay: float) -> list[float]:
+    """Factors on the learning rate, `layer_decay` to the power of a layer's distance from the head (arXiv 2106.08254).
+
+    As in timm every block is a layer, the stem is the first and what follows the blocks the last, with factor 1. A
+    downsampling goes with the block that it leads to. `names` are in the order of the network.
+
+    Raises:
+        UserError: no name is that of a block.
+    """
+    blocks: list[str] = []
+    layers = []
+    for name in names:
+        match = _BLOCK.match(name)
+        if match and match[0] not in blocks:
+            blocks.append(match[0])
+        layers.append(len(blocks) if match or not blocks else len(blocks) + 1)
+    if not blocks:
+        raise UserError("layer_decay finds no blocks in this model's parameters: leave it out")
+    return [layer_decay ** (len(blocks) + 1 - layer) for layer in layers]
 
 
 def weight_decays(network: nn.Cell, weight_decay: float, weight_decay_filter: str) -> list[float]:

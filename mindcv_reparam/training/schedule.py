@@ -2,13 +2,19 @@
 
 Names and meaning are MindCV's: `warmup_epochs` from `lr · warmup_factor` to `lr`, then a decay that counts epochs from
 the end of the warm-up. With `lr_epoch_stair` the value of an epoch is that of its first step.
+
+timm counts the decay from the start of the training unless told otherwise, so that the warm-up hides its first epochs:
+that is `warmup_prefix=False`. Its cool-down epochs are those that `epochs` has beyond the decay.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from mindcv_reparam.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SCHEDULERS = ("constant", "cosine_decay", "exponential_decay", "step_decay", "multi_step_decay")
 
@@ -26,8 +32,11 @@ def learning_rates(
     decay_rate: float = 1.0,
     milestones: Sequence[int] = (),
     lr_epoch_stair: bool = False,
+    warmup_prefix: bool = True,
 ) -> np.ndarray:
-    """Rates of shape (epochs · steps_per_epoch,), float64; `milestones` and `decay_epochs` count after the warm-up.
+    """Rates of shape (epochs · steps_per_epoch,), float64.
+
+    `milestones` and `decay_epochs` count from the end of the warm-up, without `warmup_prefix` from the start.
 
     `cosine_decay` reaches `min_lr` after `decay_epochs` and stays there, which leaves room for cool-down epochs.
     `step_decay` and `multi_step_decay` change at epoch boundaries only, as in MindCV.
@@ -39,11 +48,23 @@ def learning_rates(
     epoch = np.arange(epochs * steps_per_epoch) / steps_per_epoch
     if lr_epoch_stair:
         epoch = np.floor(epoch)
-    decayed = _decay(scheduler, lr, epoch - warmup_epochs, min_lr, decay_epochs, decay_rate, milestones)
+    start = warmup_epochs if warmup_prefix else 0
+    decayed = _decay(scheduler, lr, epoch - start, min_lr, decay_epochs, decay_rate, milestones)
     if warmup_epochs == 0:
         return decayed
     warmup = lr * (warmup_factor + (1.0 - warmup_factor) * epoch / warmup_epochs)
     return np.where(epoch < warmup_epochs, warmup, decayed)
+
+
+def scaled_rates(lr: float, min_lr: float, batch: int, base_batch: int) -> tuple[float, float]:
+    """The linear rule: rates meant for updates of `base_batch` images, for updates of `batch` images.
+
+    Goyal et al., arXiv 1706.02677, section 2.1. The warm-up starts at a part of `lr` and so scales with it.
+    """
+    factor = batch / base_batch
+    lr, min_lr = lr * factor, min_lr * factor
+    log.info("lr_scale linear: %d images per update instead of %d: lr %g, min_lr %g", batch, base_batch, lr, min_lr)
+    return lr, min_lr
 
 
 def _decay(
@@ -55,7 +76,7 @@ def _decay(
     decay_rate: float,
     milestones: Sequence[int],
 ) -> np.ndarray:
-    """Rates after the warm-up; `epoch` is the fractional epoch since its end, negative values are discarded later."""
+    """Rates after the warm-up; `epoch` is the decay's, fractional; negative values are discarded later."""
     epoch = np.maximum(epoch, 0.0)
     if scheduler == "constant":
         return np.full_like(epoch, lr)

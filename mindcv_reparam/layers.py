@@ -144,12 +144,28 @@ class LayerScale(nn.Cell):
         return x * self.gamma.reshape((-1, 1, 1))
 
 
-class GroupNorm(nn.Cell):
+class Float32(nn.Cell):
+    """A Cell that computes in float32 in any mixed precision: ``to_float`` of the network leaves it out.
+
+    Casting in ``construct`` would not do, since the flags that ``to_float`` sets reach every operator in there.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.to_float(ms.float32)
+
+    def add_flags_recursive(self, **flags: bool) -> nn.Cell:
+        if "fp16" in flags:
+            flags |= {"fp16": False, "bf16": False, "fp32": True}
+        return super().add_flags_recursive(**flags)
+
+
+class GroupNorm(Float32):
     """Group normalisation with one group: over channels and pixels together, then a scale and a shift per channel.
 
     Equal to ``nn.GroupNorm(1, channels)``, on a (N, C·H·W) view with reductions in two steps: on CPU twice as fast in
-    both directions, made of primitives that every converter knows, in float32 whatever the input is, and able to do
-    without the scale and the shift that a fold has moved into its neighbours.
+    both directions, made of primitives that every converter knows, and able to do without the scale and the shift that
+    a fold has moved into its neighbours.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, scale: bool = True, shift: bool = True):
@@ -161,16 +177,14 @@ class GroupNorm(nn.Cell):
 
     def construct(self, x):
         _, channels, height, width = x.shape
-        centred = x.reshape((-1, channels * height * width)).astype(ms.float32)
+        centred = x.reshape((-1, channels * height * width))
         centred = centred - self.mean(centred)
         factor = ops.rsqrt(self.mean(ops.square(centred)) + self.eps)  # (N, 1)
         if self.gamma is not None:
-            y = centred.reshape((-1, channels, height, width)) * (factor * self.gamma).reshape((-1, channels, 1, 1))
+            x = centred.reshape((-1, channels, height, width)) * (factor * self.gamma).reshape((-1, channels, 1, 1))
         else:
-            y = (centred * factor).reshape((-1, channels, height, width))
-        if self.beta is not None:
-            y = y + self.beta.reshape((-1, 1, 1))
-        return y.astype(x.dtype)
+            x = (centred * factor).reshape((-1, channels, height, width))
+        return x if self.beta is None else x + self.beta.reshape((-1, 1, 1))
 
     def mean(self, x):
         """(N, C·H·W) → (N, 1), by channels first: one long float32 sum would lose a digit."""

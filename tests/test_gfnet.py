@@ -53,6 +53,12 @@ def test_the_filter_is_a_product_of_spectra(height, width):
     assert difference(layer(Tensor(x, ms.float32)), expected) <= 1e-6
 
 
+def test_the_filter_stays_float32_in_mixed_precision():
+    layer, half = randomise(GlobalFilter(3, (6, 4))), randomise(GlobalFilter(3, (6, 4))).to_float(ms.float16)
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 6, 4, 3)), ms.float32)
+    assert np.array_equal(half(x).asnumpy(), layer(x).asnumpy())
+
+
 def test_the_graph_has_no_fourier_transform(network):
     operators = cost(network, (1, 3, 64, 96)).operators
     assert not [name for name in operators if "fft" in name.lower()]

@@ -12,6 +12,7 @@ from mindspore.common.initializer import Normal, TruncatedNormal, Uniform
 
 from .. import fusion
 from ..layers import (
+    Float32,
     Gelu,
     GlobalAvgPool,
     GroupNorm,
@@ -60,11 +61,10 @@ def full_spectrum(size: int) -> tuple[np.ndarray, np.ndarray]:
     return forward, forward.T
 
 
-class GlobalFilter(nn.Cell):
+class GlobalFilter(Float32):
     """Multiplication with a learned filter per channel in the frequency domain (section 3.2).
 
-    Equal to ``irfft2(rfft2(x, norm="ortho") * filter, norm="ortho")`` over the pixels, for any height and width, in
-    float32 whatever the input is.
+    Equal to ``irfft2(rfft2(x, norm="ortho") * filter, norm="ortho")`` over the pixels, for any height and width.
     """
 
     def __init__(self, dim: int, size: tuple[int, int]):
@@ -77,15 +77,11 @@ class GlobalFilter(nn.Cell):
         self.columns, self.columns_back = (_kernel(matrix) for matrix in full_spectrum(height))
 
     def construct(self, x):
-        return self.filter(x).astype(x.dtype)
-
-    def filter(self, x):
         height, frequencies, channels, _ = self.complex_weight.shape
-        weight = self.complex_weight.astype(ms.float32).reshape((height, frequencies * channels, 2))
+        weight = self.complex_weight.reshape((height, frequencies * channels, 2))
         weight_real, weight_imaginary = weight[..., 0], weight[..., 1]
 
-        x = x.astype(ms.float32).reshape((-1, self.width, channels))  # (N·H, W, C)
-        x = self.transform(self.rows, x)  # (N·H, 2F, C)
+        x = self.transform(self.rows, x.reshape((-1, self.width, channels)))  # (N·H, 2F, C)
         x = x.reshape((-1, height, 2, frequencies * channels)).transpose((0, 2, 1, 3))
         x = self.transform(self.columns, x.reshape((-1, 2 * height, frequencies * channels)))
 

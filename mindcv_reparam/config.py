@@ -154,7 +154,8 @@ class Config:
         "T", "disable", "what does not decay: nothing; norms; norms and biases; all one-dimensional tensors"
     )
     layer_decay: float | None = _optimizer("T", None, "learning rate factor from layer to layer", above=0, at_most=1)
-    eps: float = _optimizer("T", 1e-10, "term in the denominator", above=0)
+    # MindCV hands its default of 1e-10 to rmsprop only; its AdamW runs with 1e-8.
+    eps: float = _optimizer("T", 1e-8, "term in the denominator", above=0)
 
     scheduler: Literal["constant", "cosine_decay", "exponential_decay", "step_decay", "multi_step_decay"] = _rate(
         "T", "cosine_decay", "course of the learning rate after the warm-up"

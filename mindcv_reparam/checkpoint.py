@@ -91,7 +91,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
 def load_checkpoint(net: nn.Cell, path: str | os.PathLike[str], new_head: bool = False) -> CheckpointInfo | None:
     """Load a checkpoint into a network, strictly: every parameter of the one has its equal in the other.
 
-    Only position embeddings of another image size are interpolated, which is logged.
+    Only position embeddings and global filters of another image size are interpolated, which is logged.
 
     Args:
         new_head: leave the classifier as it is when the checkpoint has another number of classes, and log it.
@@ -120,9 +120,10 @@ def load_arrays(
                 logger.info("%s: new %s, %s in the file, %s here", path, name, arrays[name].shape, parameter.shape)
                 arrays[name] = parameter.asnumpy()
     for name, parameter in parameters.items():
-        if "pos_embed" in name and name in arrays and arrays[name].shape != parameter.shape:
+        resize = next((resize for part, resize in _RESIZED.items() if part in name), None)
+        if resize is not None and name in arrays and arrays[name].shape != parameter.shape:
             logger.info("%s: %s interpolated from %s to %s", path, name, arrays[name].shape, parameter.shape)
-            arrays[name] = resize_position_embedding(arrays[name], parameter.shape)
+            arrays[name] = resize(arrays[name], parameter.shape)
 
     missing = [name for name in parameters if name not in arrays]
     unexpected = [name for name in arrays if name not in parameters]
@@ -179,6 +180,29 @@ def resize_position_embedding(value: np.ndarray, shape: tuple[int, ...]) -> np.n
     height, width = shape[2:]
     channels = [Image.fromarray(channel, mode="F") for channel in value[0].astype(np.float32)]
     return np.stack([np.asarray(c.resize((width, height), Image.Resampling.BICUBIC)) for c in channels])[None]
+
+
+def resize_filter(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Global filters (h, w // 2 + 1, C, 2) for another map, by bicubic interpolation from corner to corner as GFNet's
+    authors do it."""
+    if value.ndim != 4 or value.shape[2:] != shape[2:]:
+        return value
+    rows, columns = (_cubic_interpolation(value.shape[axis], shape[axis]) for axis in (0, 1))
+    return np.einsum("ih,jw,hwcp->ijcp", rows, columns, value, optimize=True).astype(np.float32)
+
+
+def _cubic_interpolation(source: int, target: int) -> np.ndarray:
+    """The matrix (target, source) of cubic convolution with PyTorch's coefficient -0.75; the ends stay the ends."""
+    a, matrix = -0.75, np.zeros((target, source))
+    for row, position in zip(matrix, np.linspace(0.0, source - 1.0, target)):
+        for neighbour in range(int(position) - 1, int(position) + 3):
+            t = abs(position - neighbour)
+            near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+            row[min(max(neighbour, 0), source - 1)] += near if t <= 1 else far if t < 2 else 0.0
+    return matrix
+
+
+_RESIZED = {"pos_embed": resize_position_embedding, "complex_weight": resize_filter}
 
 
 def _listed(title: str, names: list[str]) -> str:

@@ -7,6 +7,7 @@ from mindspore import Tensor, nn, ops
 from networks import arrays, cells, difference, random_images, randomise
 
 from mindcv_reparam import create_model, reparameterize
+from mindcv_reparam.checkpoint import load_arrays, resize_filter
 from mindcv_reparam.complexity import cost, count_parameters
 from mindcv_reparam.features import feature_network
 from mindcv_reparam.layers import Dropout, DropPath
@@ -110,3 +111,22 @@ def test_a_gradient_reaches_every_parameter(network):
     _, gradients = ms.value_and_grad(energy, None, weights)(random_images())
     for weight, gradient in zip(weights, gradients):
         assert np.abs(gradient.asnumpy()).max() > 0, weight.name
+
+
+def test_filters_of_another_image_size_are_interpolated_on_loading(network, caplog):
+    larger = GFNet((1, 1, 2, 1), (8, 16, 24, 32), 1.0, 0.2, mlp_ratio=2.0, num_classes=5, img_size=(96, 128))
+    with caplog.at_level("INFO"):
+        load_arrays(larger, arrays(network), "file")
+    assert "stages.3.blocks.0.filter.complex_weight interpolated from (2, 2, 32, 2) to (3, 3, 32, 2)" in caplog.text
+    old, new = (net.stages[3].blocks[0].filter.complex_weight.asnumpy() for net in (network, larger))
+    assert np.abs(new[::2, ::2] - old).max() <= 1e-7  # from corner to corner
+    assert np.abs(new[1, 1] - old.mean((0, 1))).max() <= 1e-7
+
+
+def test_interpolation_of_filters_is_pytorch_s_bicubic():
+    """Half-way between two of four entries: cubic convolution with the coefficient -0.75."""
+    old = np.random.default_rng(0).standard_normal((4, 1, 2, 2))
+    new = resize_filter(old, (7, 1, 2, 2))
+    expected = np.tensordot([-0.09375, 0.59375, 0.59375, -0.09375], old, axes=1)
+    assert np.abs(new[3] - expected).max() <= 1e-6
+    assert np.abs(new[::2] - old).max() <= 1e-6

@@ -90,12 +90,15 @@ def convert(state: Mapping[str, np.ndarray], model: str | None = None) -> Conver
             unused[name] = f"another copy of the network; the one under {prefix or 'no prefix'!r} is taken"
         elif inner.endswith("num_batches_tracked"):
             unused[name] = "PyTorch's counter of batches, not used in inference"
+        elif table.unused is not None and re.fullmatch(table.unused, inner):
+            unused[name] = "normalises an output of a backbone, not of the classifier"
         else:
             ours = table.to_ours(inner)
             layout = table.layout(ours)
             parameters[ours] = layout.forward(value) if layout else value
+    name = _model(table.family, parameters, model)
     hparams = {**input_facts(table.family, parameters), **dict(table.hparams)}
-    return Conversion(_model(table.family, parameters, model), table, hparams, parameters, unused)
+    return Conversion(name, table, hparams, parameters, unused)
 
 
 def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
@@ -117,19 +120,21 @@ def table_for(model: str, source: str, state: str) -> Table:
         UserError: that code base has no such model, or not in this state.
     """
     family = model_info(model).family
-    tables = [table for table in TABLES if table.family == family and table.source == source]
-    if not tables:
-        known = sorted({table.source for table in TABLES if table.family == family})
-        raise UserError(f"{source} has no {family}; {model} can be written for {' or '.join(known)}")
+    tables = [table for table in TABLES if table.family == family and model not in table.lacks]
+    if source not in {table.source for table in tables}:
+        raise UserError(f"{source} has no {model}")
     for table in tables:
-        if table.state == state:
+        if (table.source, table.state) == (source, state):
             return table
-    raise UserError(f"{source} has no name for the parameters of a {state} checkpoint: convert the train-time one")
+    raise UserError(f"{source} has no names for the parameters of a {state} checkpoint: take the train-time one")
 
 
 def _model(family: str, parameters: Mapping[str, np.ndarray], wanted: str | None) -> str:
     variants = importlib.import_module(f"..models.{family}", __package__).VARIANTS
-    facts = variant_facts(family, parameters)
+    try:
+        facts = variant_facts(family, parameters)
+    except KeyError as error:
+        raise UserError(f"the file holds a {family} without {error}: it is not whole") from None
     fitting = [name for name, hparams in variants.items() if facts.items() <= hparams.items()]
     described = ", ".join(f"{key} {value}" for key, value in facts.items())
     if wanted is not None and wanted not in fitting:

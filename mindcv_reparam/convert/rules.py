@@ -1,5 +1,6 @@
 """Renaming rules that read in both directions, and the tables that are made of them."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ _NORM_LEAVES_BACK = {ours: theirs for theirs, ours in _NORM_LEAVES.items()}
 class Rule:
     """``theirs`` ↔ ``ours``, two templates of a whole name.
 
-    A field of one letter is an index and may be linear: ``network.{2i}.{j}.{rest}`` ↔ ``stages.{i}.{j}.{rest}``; a
-    longer field is any text. Names that do not match stay as they are.
+    A field of one letter is an index and may be linear: ``network.{2i}.{j}.{rest}`` ↔ ``stages.{i}.{j}.{rest}``.
+    ``leaf`` is text without a dot, another name any text. Names that do not match stay as they are.
     """
 
     theirs: str
@@ -74,7 +75,9 @@ class _Template:
 
 
 def _kind(field: str) -> str:
-    return r"\d+" if len(field) == 1 else ".+"
+    if len(field) == 1:
+        return r"\d+"
+    return r"[^.]+" if field == "leaf" else ".+"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,20 @@ def trailing_ones(names: str, theirs: int, ours: int) -> Layout:
     return Layout(names, lambda value: reshape(value, ours), lambda value: reshape(value, theirs))
 
 
+def tokens(names: str) -> Layout:
+    """Position embeddings (1, H·W, C) there, (1, C, H, W) here; square, which the tensor alone does not tell."""
+
+    def to_map(value: np.ndarray) -> np.ndarray:
+        _, length, channels = value.shape
+        side = math.isqrt(length)
+        return value.reshape(1, side, length // side, channels).transpose(0, 3, 1, 2)
+
+    def to_tokens(value: np.ndarray) -> np.ndarray:
+        return value.transpose(0, 2, 3, 1).reshape(1, -1, value.shape[1])
+
+    return Layout(names, to_map, to_tokens)
+
+
 @dataclass(frozen=True)
 class Table:
     """One format of checkpoints of one family.
@@ -105,9 +122,11 @@ class Table:
         rules: applied one after the other; backwards in the reverse order.
         norms: regular expression of the modules (by this project's names) whose leaves PyTorch and MindSpore call
             differently.
+        unused: regular expression of the source's names that inference does not need.
         roots: what the names of the network begin with; others in the file belong to something else.
         state: "train", or "branches" for the fused release of the original.
         hparams: arguments of create_model that the format implies.
+        lacks: models of the family that the code base does not have.
     """
 
     source: str
@@ -116,9 +135,11 @@ class Table:
     rules: tuple[Rule, ...] = ()
     norms: str | None = None
     layouts: tuple[Layout, ...] = ()
+    unused: str | None = None
     roots: tuple[str, ...] = ("",)
     state: str = "train"
     hparams: tuple[tuple[str, str], ...] = ()
+    lacks: tuple[str, ...] = ()
 
     def to_ours(self, name: str) -> str:
         for rule in self.rules:

@@ -2,18 +2,33 @@
 
 MACs and operators come from the graph that MindSpore exports, where every operator stands with the shape of its output,
 so that a matrix product written in a ``construct`` counts like any layer. A MAC is one multiply-add of a convolution,
-dense layer or matrix product, as in the papers (fvcore's convention, batch of one); biases, norms, activations and
-pooling count nothing.
+dense layer or matrix product, as in the papers (fvcore's convention); biases, norms, activations and pooling count
+nothing.
+
+Building the whole zoo takes minutes, so what ``benchmarks/model_table.py`` measured is kept beside this file, to be
+read without MindSpore.
 """
 
+import dataclasses
+import importlib
+import json
 import math
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mindspore as ms
-from mindspore import nn, ops
-from mindspore.train.mind_ir_pb2 import ModelProto, NodeProto
+from .files import written_whole
+from .registry import MODELS
+
+if TYPE_CHECKING:
+    from mindspore import nn
+    from mindspore.train.mind_ir_pb2 import ModelProto, NodeProto
+
+MEASURED = Path(__file__).with_name("complexity.json")
+STATES = ("train", "branches", "full")  # of a network: as it trains, and re-parameterized at either level
 
 # Nodes that hand values on or order the execution.
 _BOOKKEEPING = {"Constant", "Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
@@ -27,12 +42,20 @@ class Cost:
     operators: Counter[str]  # by MindSpore's name of the operator
 
 
-def count_parameters(net: nn.Cell) -> int:
+@dataclass(frozen=True)
+class Measured:
+    """What a model of the zoo costs, with 1000 classes."""
+
+    params: dict[str, int]  # trainable, by state
+    macs: int  # fully fused, for one image of the model's input size
+
+
+def count_parameters(net: "nn.Cell") -> int:
     """Trainable scalars, as the papers count; the moving statistics of norms are none."""
     return sum(parameter.size for parameter in net.trainable_params())
 
 
-def cost(net: nn.Cell, shape: tuple[int, int, int, int]) -> Cost:
+def cost(net: "nn.Cell", shape: tuple[int, int, int, int]) -> Cost:
     """The cost of a network in evaluation mode on an input of ``shape`` (N, C, H, W)."""
     model = _exported(net, shape)
     operators = {primitive.name: primitive.op_type for primitive in model.primitives}
@@ -48,15 +71,30 @@ def cost(net: nn.Cell, shape: tuple[int, int, int, int]) -> Cost:
     return Cost(macs, counts)
 
 
-def _exported(net: nn.Cell, shape: tuple[int, int, int, int]) -> ModelProto:
+def measured() -> dict[str, Measured]:
+    """What was measured, by name, in the order of the registry."""
+    rows = json.loads(MEASURED.read_text())
+    return {name: Measured(**rows[name]) for name in MODELS if name in rows}
+
+
+def record(rows: Mapping[str, Measured]) -> None:
+    """Keep what was measured, one model a line, beside the rows of other models."""
+    rows = {**measured(), **rows}
+    lines = [f'  "{name}": {json.dumps(dataclasses.asdict(rows[name]))}' for name in MODELS if name in rows]
+    with written_whole(MEASURED) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _exported(net: "nn.Cell", shape: tuple[int, int, int, int]) -> "ModelProto":
+    ms = importlib.import_module("mindspore")
     seen = []
     with tempfile.TemporaryDirectory() as folder:
-        example = ops.zeros(shape, ms.float32)
+        example = ms.ops.zeros(shape, ms.float32)
         ms.export(net, example, file_name=f"{folder}/graph", file_format="MINDIR", custom_func=seen.append)
     return seen[0]
 
 
-def _shape(node: NodeProto) -> tuple[int, ...]:
+def _shape(node: "NodeProto") -> tuple[int, ...]:
     """Of the (first) output; constants have it in their value."""
     tensors = [tensor for attribute in node.attribute for tensor in attribute.tensors]
     return tuple(tensors[0].dims) if tensors else ()

@@ -10,7 +10,6 @@ weights, trained or fused, becomes one with these weights. Every network says wh
 - ``output_norm(channels)``: the normalisation that its users put between a map and a detector.
 """
 
-import copy
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -52,7 +51,7 @@ def feature_network(
     if not -1 <= frozen_stages <= len(stages):
         raise UserError(f"frozen_stages {frozen_stages} is out of range: the network has {len(stages)} stages")
 
-    features = copy.deepcopy(net)
+    features = replace_children(net)
     if frozen_stages >= 0:
         _freeze(features, trained=[part for stage in stages[frozen_stages:] for part in stage["parts"]])
     for part in net.head_parts:

@@ -132,6 +132,18 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
 
 
+def matching_models(pattern: str) -> list[str]:
+    """:func:`list_models`, for a pattern that a user gave.
+
+    Raises:
+        UserError: no model matches; the nearest is named.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise UserError(f"no model matches {pattern!r}; the nearest is {nearest(pattern.strip('*'), MODELS)!r}")
+    return names
+
+
 def model_info(name: str) -> ModelInfo:
     """The row of a model.
 

@@ -7,6 +7,7 @@ from mindspore import Tensor
 
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.checkpoint import load_arrays
+from mindcv_reparam.complexity import count_parameters, measured
 from mindcv_reparam.convert import convert
 
 INFERENCE = [name for name in names() if not name.startswith("train-")]
@@ -34,10 +35,13 @@ def test_outputs_are_those_of_the_reference(name):
     net = create_model(conversion.model, **conversion.hparams).set_train(False)
     load_arrays(net, conversion.parameters, name)
     images, logits = Tensor(golden.images), golden.results["logits"]
+    params = measured()[conversion.model].params
 
+    assert count_parameters(net) == params["train"]
     assert difference(net(images), logits) <= 1e-5
     for level in ("branches", "full"):
         fused = reparameterize(net, level)
+        assert count_parameters(fused) == params[level], level
         assert difference(fused(images), logits) <= 2e-5, level
 
     # The comparison can fail: a weight of the last stage reaches the logits.

@@ -116,7 +116,9 @@ def test_mindcv_recipe_is_read_verbatim_by_every_script(write, model, script):
 @pytest.mark.parametrize("model", VARIANTS)
 def test_own_recipe_asks_for_what_mindcvs_does(write, model):
     own = load_yaml(REPOSITORY / f"configs/visformer/{model}_ascend.yaml")
-    assert dataclasses.replace(own, gelu=None) == load_yaml(write(recipe(model)))
+    spelled_out = dict(gelu=None, lr_scale="none", lr_base_batch=None)
+    assert dataclasses.replace(own, **spelled_out) == load_yaml(write(recipe(model)))
+    assert own.lr_base_batch == 8 * own.batch_size
     assert own.gelu == "tanh"  # said explicitly: it is MindCV's, and this project's networks know both
 
 

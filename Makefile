@@ -1,9 +1,12 @@
-# make demo: set up, then train, validate, fuse, export and verify on the embedded data set
+# make demo: set up, then train, validate, fuse, export and verify on the embedded data set;
+#            make demo MODEL=fastvit_t8 or MODEL=riformer_s12 does it with another family
 # make test: set up, then run the tests; make lint: the linter and the formatter check
 
 PYTHON ?= python3
 VENV := .venv
-RUNS := runs/demo
+MODEL ?= visformer_tiny
+CONFIG = $(wildcard configs/*/$(MODEL)_digits_cpu.yaml)
+DEMO = runs/demo/$(MODEL)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Open MPI refuses to run as root unless told twice; containers often have no other user.
 ifeq ($(shell id -u),0)
@@ -21,10 +24,12 @@ $(VENV)/.installed: requirements.txt
 	touch $@
 
 demo: setup
-	rm -rf $(RUNS)
-	mpirun -n 2 python train.py --config configs/visformer/visformer_tiny_digits_cpu.yaml --ckpt_save_dir $(RUNS)
-	mpirun -n 2 python validate.py -c $(RUNS)/visformer_tiny.yaml --ckpt_path $(RUNS)/visformer_tiny_best.ckpt --output $(RUNS)/accuracy.json
-	python export.py -c $(RUNS)/visformer_tiny.yaml --ckpt_path $(RUNS)/visformer_tiny_best.ckpt --batch_size dynamic --output $(RUNS)/deploy
+	rm -rf $(DEMO)
+	mpirun -n 2 python train.py --config $(CONFIG) --ckpt_save_dir $(DEMO)
+	mpirun -n 2 python validate.py -c $(CONFIG) --ckpt_path $(DEMO)/$(MODEL)_best.ckpt
+	python -m mindcv_reparam reparameterize -c $(CONFIG) --ckpt_path $(DEMO)/$(MODEL)_best.ckpt --output $(DEMO)/fused.ckpt
+	python validate.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --output $(DEMO)/accuracy.json
+	python export.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --batch_size dynamic --output $(DEMO)
 
 test: setup
 	python -m pytest

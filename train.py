@@ -7,13 +7,21 @@ mpirun -n 8 python train.py --config configs/visformer/visformer_tiny_ascend.yam
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindcv_reparam import distributed, runtime
 from mindcv_reparam.config import Config, parse, save_yaml
 from mindcv_reparam.data import Loader, create_dataset, create_loader, parse_auto_augment
-from mindcv_reparam.errors import run_script
+from mindcv_reparam.errors import UserError, run_script
 from mindcv_reparam.files import set_aside
 from mindcv_reparam.registry import create_model, model_info
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from mindcv_reparam.training.distillation import Distillation
+    from mindcv_reparam.training.imitation import Imitation
+    from mindcv_reparam.training.teachers import ExportedTeacher
 
 
 def main() -> None:
@@ -21,6 +29,7 @@ def main() -> None:
     config = config.with_defaults(**model_info(config.model).preprocessing)
     if config.auto_augment:
         parse_auto_augment(config.auto_augment)
+    check_teachers(config)
     runtime.show_log()
     device = runtime.prepare(config.device_target, config.mode, config.seed)
     ranks = distributed.start(config.distribute, device)
@@ -69,11 +78,15 @@ def train(
     network = create_model(config.model, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate, **hparams)
     if config.ckpt_path:
         load_checkpoint(network, config.ckpt_path, new_head=True)
-    mixed_precision(network, supported_level(config.amp_level, device))
+    level = supported_level(config.amp_level, device)
+    loss = create_loss(config.loss, reduction=config.reduction)  # labels come smoothed
+    distillation, exported_teacher = create_distillation(config, loss, classes, level)
+    imitation = create_imitation(config, network, level)
+    mixed_precision(network, level)
     average = WeightAverage(network, config.ema_decay, config.ema_warmup) if config.ema else None
     step = TrainStep(
         network,
-        create_loss(config.loss, reduction=config.reduction),  # labels come smoothed
+        loss,
         create_optimizer(
             network,
             config.opt,
@@ -90,6 +103,8 @@ def train(
         clip_norm=config.clip_value if config.clip_grad else None,
         accumulation_steps=config.gradient_accumulation_steps,
         average=average,
+        distillation=distillation,
+        imitation=imitation,
     )
     lr, min_lr = config.lr, config.min_lr
     if config.lr_scale == "linear":
@@ -159,11 +174,59 @@ def train(
         log_interval=config.log_interval,
         validate=validate if val_loader else None,
         val_interval=config.val_interval,
+        on_epoch_start=[imitation.start_epoch] if imitation else [],
         on_epoch_end=hooks,
+        teacher=exported_teacher,
     )
     record = trainer.run()
     if ranks.is_main:
         keeper.train_end(record)
+
+
+def check_teachers(config: Config) -> None:
+    """Refuse, before anything is read or compiled, teachers that no model of the zoo is or can learn from."""
+    if config.teacher_ckpt:
+        model_info(config.teacher)
+    if config.imitation_ckpt and model_info(config.model).family != "riformer":
+        raise UserError(f"imitation_ckpt is for the models riformer_*, which imitate a PoolFormer, not {config.model}")
+
+
+def create_distillation(
+    config: Config, loss: "nn.Cell", classes: Sequence[str], level: str
+) -> tuple["Distillation | None", "ExportedTeacher | None"]:
+    """What takes the loss's place, and the teacher that runs before the step because it is an exported graph."""
+    from mindcv_reparam.reparam import reparameterize
+    from mindcv_reparam.training.distillation import Distillation, DistillationLoss, freeze
+    from mindcv_reparam.training.precision import mixed_precision
+    from mindcv_reparam.training.teachers import ExportedTeacher, load_teacher
+
+    if not config.distill:
+        return None, None
+    compared = DistillationLoss(loss, config.distill, config.distill_alpha, config.distill_tau)
+    if not config.teacher_ckpt:
+        size = config.image_resize if isinstance(config.image_resize, tuple) else (config.image_resize,) * 2
+        shape = (config.batch_size, config.in_channels, *size)
+        return Distillation(compared, None), ExportedTeacher(config.teacher, shape, len(classes))
+    teacher = reparameterize(load_teacher(config.teacher_ckpt, config.teacher, config, classes))
+    return Distillation(compared, freeze(mixed_precision(teacher, level), "teacher")), None
+
+
+def create_imitation(config: Config, network: "nn.Cell", level: str) -> "Imitation | None":
+    """The imitation of the PoolFormer of the network's size, which donates its weights unless there is a ckpt_path."""
+    from mindcv_reparam.training.distillation import freeze
+    from mindcv_reparam.training.imitation import Imitation, donate
+    from mindcv_reparam.training.precision import mixed_precision
+    from mindcv_reparam.training.teachers import load_imitated
+
+    if not config.imitation_ckpt:
+        return None
+    teacher = load_imitated(config.imitation_ckpt, config.model.replace("riformer", "poolformer"), config)
+    if not config.ckpt_path:
+        donate(teacher, network, config.imitation_ckpt)
+    factors = (config.imitation_in, config.imitation_out, config.imitation_rel)
+    if not any(factors):
+        return None
+    return Imitation(freeze(mixed_precision(teacher, level), "imitated"), factors, config.imitation_epochs)
 
 
 if __name__ == "__main__":

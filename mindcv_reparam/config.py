@@ -46,6 +46,7 @@ _training = functools.partial(setting, "training")
 _optimizer = functools.partial(setting, "optimizer")
 _rate = functools.partial(setting, "learning rate")
 _loss = functools.partial(setting, "loss")
+_distillation = functools.partial(setting, "distillation")
 _precision = functools.partial(setting, "mixed precision")
 _export = functools.partial(setting, "export")
 
@@ -180,6 +181,23 @@ class Config:
     label_smoothing: float = _loss("T", 0.0, "label smoothing", at_least=0, below=1)
     reduction: Literal["mean", "sum"] = _loss("T", "mean", "over the batch")
 
+    distill: Literal["soft", "hard"] | None = _distillation(
+        "T", None, "learn from the teacher's probabilities or from its most probable class"
+    )
+    teacher: str = _distillation("T", "", "model that teaches, or an exported .mindir file")
+    teacher_ckpt: str = _distillation("T", "", "checkpoint of the teacher")
+    distill_alpha: float = _distillation("T", 0.5, "weight of the teacher against the labels", at_least=0, at_most=1)
+    distill_tau: float = _distillation("T", 1.0, "temperature of soft distillation", above=0)
+    imitation_ckpt: str = _distillation(
+        "T", "", "RIFormer: checkpoint of the PoolFormer of its size, which gives weights and is imitated"
+    )
+    imitation_in: float = _distillation("T", 0.0, "weight of the difference of block outputs", at_least=0)
+    imitation_out: float = _distillation("T", 0.0, "weight of the difference of token mixer outputs", at_least=0)
+    imitation_rel: float = _distillation("T", 0.0, "weight of the difference of token relations", at_least=0)
+    imitation_epochs: tuple[int, int] = _distillation(
+        "T", (400, 100), "epochs, from the first, of the first two terms and of the third", at_least=0
+    )
+
     amp_level: Literal["O0", "O1", "O2", "O3"] = _precision(
         "T", "O0", "float16 for O0: nothing; O1: convolutions and dense; O2: all but norms; O3: all"
     )
@@ -210,8 +228,25 @@ class Config:
             raise UserError("lr_scale linear needs lr_base_batch, the images per update that lr is meant for")
         if self.ckpt_save_policy == "top_k" and not self.val_while_train:
             raise UserError("ckpt_save_policy top_k keeps the most accurate checkpoints: it needs val_while_train True")
+        self._check_distillation()
         if self.resume_opt and not self.ckpt_path:
             raise UserError("resume_opt continues the training of a checkpoint: name it by ckpt_path")
+
+    def _check_distillation(self) -> None:
+        if self.distill and not self.teacher:
+            raise UserError(f"distill {self.distill} needs a teacher: name a model, or an exported .mindir file")
+        if self.teacher and not self.distill:
+            raise UserError("a teacher is named but not asked: set distill to soft or hard")
+        if self.distill and self.reduction != "mean":
+            raise UserError(f"distill {self.distill} takes the mean over the batch: it needs reduction mean")
+        exported = self.teacher.endswith(".mindir")
+        if self.teacher and not exported and not self.teacher_ckpt:
+            raise UserError(f"the teacher {self.teacher} needs trained weights: name them by teacher_ckpt")
+        if self.teacher_ckpt and (exported or not self.teacher):
+            raise UserError("teacher_ckpt is the checkpoint of a teacher that is named as a model, by teacher")
+        for name in ("imitation_in", "imitation_out", "imitation_rel"):
+            if getattr(self, name) and not self.imitation_ckpt:
+                raise UserError(f"{name} needs the PoolFormer to imitate: name its checkpoint by imitation_ckpt")
 
     def with_defaults(self, **values: Any) -> "Config":
         """A copy with other values where the user gave none, or None: what the model or the checkpoint asks for."""
@@ -308,7 +343,7 @@ def _flag(name: str) -> str:
 
 def _shape(name: str, hint: Any) -> dict[str, Any]:
     """How many words a flag takes, and what the help calls them."""
-    path = name.endswith(("_dir", "_path")) or name == "output"
+    path = name.endswith(("_dir", "_path", "_ckpt")) or name == "output"
     kinds = {bool: "BOOL", int: "N", float: "X", str: "PATH" if path else "NAME"}
     listed = choices(hint)
     metavar = next(

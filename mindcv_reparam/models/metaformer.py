@@ -70,8 +70,17 @@ class Block(Reparameterizable, nn.Cell):
         self.drop_path = drop_path(drop_path_rate)
 
     def construct(self, x):
-        x = x + self.drop_path(self.layer_scale1(self.token_mixer(x)))
+        return self.residuals(x, self.token_mixer(x))
+
+    def residuals(self, x, mixed):
+        x = x + self.drop_path(self.layer_scale1(mixed))
         return x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x))))
+
+    def observed(self, x):
+        """The token mixer's normed input, its output and the output of the block, all (N, dim, H, W)."""
+        normed = self.token_mixer.norm(x)
+        mixed = self.token_mixer.mix(normed)
+        return normed, mixed, self.residuals(x, mixed)
 
     def fuse(self) -> nn.Cell:
         """The layer scales go into what is before them, the second norm's scale and shift into what is behind it."""
@@ -181,9 +190,31 @@ class MetaFormer(Reparameterizable, nn.Cell):
             outputs += (downsampled, x)
         return outputs[1:]
 
+    def forward_observed(self, x):
+        """The logits, and of the last block of each stage what module imitation matches, see Block.observed."""
+        observed = ()
+        for stage in self.stages:
+            x = stage.patch_embed(x)
+            last = ()
+            for block in stage.blocks:
+                last = block.observed(x)
+                x = last[2]
+            observed += (last,)
+        return self.forward_head(self.final_norm(x)), observed
+
+    def mix_tokens(self, normed):
+        """What the token mixers of the last block of each stage, without their norms, make of these four maps."""
+        mixed = ()
+        for stage, y in zip(self.stages, normed):
+            mixed += (stage.blocks[-1].token_mixer.mix(y),)
+        return mixed
+
+    def final_norm(self, x):
+        return self.norm(x)
+
     def forward_features(self, x):
         """(N, in_channels, H, W) → (N, channels, H / 32, W / 32)."""
-        return self.norm(self.forward_stages(x)[-1])
+        return self.final_norm(self.forward_stages(x)[-1])
 
     def forward_head(self, x):
         """(N, channels, h, w) → (N, num_classes)."""

@@ -42,9 +42,8 @@ class PoolFormer(MetaFormer):
     token_mixer = PoolMixer
     norm_eps = 1e-6
 
-    def forward_features(self, x):
-        """(N, in_channels, H, W) → (N, channels, H / 32, W / 32)."""
-        return self.forward_stages(x)[-1]
+    def final_norm(self, x):
+        return x  # which forward_head normalises
 
     def forward_head(self, x):
         """(N, channels, h, w) → (N, num_classes)."""

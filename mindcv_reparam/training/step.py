@@ -6,8 +6,11 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindcv_reparam.errors import UserError
 
+from .distillation import Distillation
 from .ema import WeightAverage
+from .imitation import Imitation
 from .loss_scale import LossScale
+from .objective import Objective
 from .optimizer import Optimizer
 
 _accumulate = ops.MultitypeFuncGraph("accumulate")
@@ -27,14 +30,13 @@ def _set_to_zero(total):
 class ScaledForward(nn.Cell):
     """images, labels, scale → (loss · scale, loss)"""
 
-    def __init__(self, network: nn.Cell, loss: nn.Cell, scaled: bool) -> None:
+    def __init__(self, objective: Objective, scaled: bool) -> None:
         super().__init__(auto_prefix=False)
-        self.network = network
-        self.loss = loss
+        self.objective = objective
         self.scaled = scaled
 
     def construct(self, images: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.loss(self.network(images), labels)
+        loss = self.objective(images, labels)
         return (loss * scale if self.scaled else loss), loss
 
 
@@ -60,6 +62,8 @@ class TrainStep(nn.Cell):
         clip_norm: largest global gradient norm, None for no clipping.
         accumulation_steps: batches per update.
         average: moves after every update.
+        distillation: takes the place of `loss`; where its teacher runs before the step, labels are a pair.
+        imitation: is added to the loss.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class TrainStep(nn.Cell):
         clip_norm: float | None = None,
         accumulation_steps: int = 1,
         average: WeightAverage | None = None,
+        distillation: Distillation | None = None,
+        imitation: Imitation | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         if accumulation_steps < 1:
@@ -92,7 +98,8 @@ class TrainStep(nn.Cell):
         self.reduce = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=size) if size > 1 else None
         self.totals = optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
         self.skipped = Parameter(Tensor(0, ms.int32), name="skipped_updates", requires_grad=False)
-        self.forward = ScaledForward(network, loss, scaled=self.loss_scale.active)
+        objective = Objective(network, loss, distillation, imitation)
+        self.forward = ScaledForward(objective, scaled=self.loss_scale.active)
         self.value_and_grad = ms.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
         self.map = ops.HyperMap()
         self.mul = ops.Mul()
@@ -147,7 +154,7 @@ def gradients_by_name(network: nn.Cell, loss: nn.Cell, images: np.ndarray, label
     """The loss's gradient for every trainable parameter, in train mode, without an update; for tests and inspection."""
     network.set_train(True)
     parameters = network.trainable_params()
-    forward = ScaledForward(network, loss, scaled=False)
+    forward = ScaledForward(Objective(network, loss), scaled=False)
     value_and_grad = ms.jit(ms.value_and_grad(forward, None, parameters, has_aux=True))
     _, gradients = value_and_grad(Tensor(images), Tensor(labels), Tensor(1.0, ms.float32))
     return {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients)}

@@ -58,7 +58,9 @@ class Trainer:
         log_interval: steps between log lines.
         validate: returns metrics to add to the epoch's record; called on every rank.
         val_interval: epochs between validations; the last epoch is always validated.
+        on_epoch_start: called in order with the epoch, from 0, on every rank.
         on_epoch_end: called in order with the epoch's record, on rank 0.
+        teacher: images → logits, a graph that cannot be part of the step; its answers go with the labels.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Trainer:
         log_interval: int = 100,
         validate: Callable[[], dict[str, float]] | None = None,
         val_interval: int = 1,
+        on_epoch_start: Sequence[Callable[[int], None]] = (),
         on_epoch_end: Sequence[Callable[[dict[str, float]], None]] = (),
+        teacher: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.step = step
         self.loader = loader
@@ -80,7 +84,9 @@ class Trainer:
         self.log_interval = log_interval
         self.validate = validate
         self.val_interval = val_interval
+        self.on_epoch_start = on_epoch_start
         self.on_epoch_end = on_epoch_end
+        self.teacher = teacher
         self.steps_per_epoch = loader.steps_per_epoch
         self.epochs = len(rates) // self.steps_per_epoch
         self._skipped_in_a_row = 0
@@ -96,6 +102,8 @@ class Trainer:
         self.step.set_train(True)
         record: dict[str, float] = {}
         for epoch in range(start_epoch, self.epochs):
+            for hook in self.on_epoch_start:
+                hook(epoch)
             record = self._train_epoch(epoch, start_step)
             start_step = 0
             average_statistics(self.step.get_parameters(), self.ranks)
@@ -147,9 +155,10 @@ class Trainer:
 
     def _run_step(self, index: int, images: np.ndarray, labels: np.ndarray, interval: _Interval) -> None:
         update = (index + 1) % self.step.accumulation_steps == 0
-        loss, _, finite = self.step(
-            Tensor(images), Tensor(labels), Tensor(self.rates[index], ms.float32), Tensor(update, ms.bool_)
-        )
+        inputs, targets = Tensor(images), Tensor(labels)
+        if self.teacher:
+            targets = ms.mutable((targets, self.teacher(inputs)))
+        loss, _, finite = self.step(inputs, targets, Tensor(self.rates[index], ms.float32), Tensor(update, ms.bool_))
         interval.losses.append(loss)
         interval.finite.append(finite)
         interval.images += len(images)

@@ -10,7 +10,7 @@ import pytest
 from networks import SMALL
 
 from mindcv_reparam import create_model
-from mindcv_reparam.checkpoint import read_checkpoint
+from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
 from mindcv_reparam.config import Config, parse
 from mindcv_reparam.registry import list_models, model_info
 
@@ -153,17 +153,26 @@ def test_riformer_fine_tuning_recipes_differ_by_passes(model):
     assert replace(config, **common) == replace(base, **common)
 
 
+def small_checkpoint(path: Path, model: str) -> Path:
+    """A file of a small random network that calls itself by that name."""
+    hparams = dict(SMALL[model.split("_")[0].rstrip("y")][1], num_classes=10, img_size=[32, 32])
+    save_checkpoint(path, create_model(model, **hparams), CheckpointInfo(model, hparams))
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "visformer/visformer_tiny_v2_ascend.yaml",
         "fastvit/fastvit_sa12_ascend.yaml",
+        "fastvit/fastvit_t8_distilled_ascend.yaml",
+        "riformer/riformer_s12_ascend.yaml",
         "riformer/riformer_s36_384_ascend.yaml",
     ],
 )
 def test_two_updates_of_the_recipe(name, tmp_path, monkeypatch):
-    """The recipe through train.py, with a small network of the family on a few digits."""
+    """One of each kind, through train.py, with small networks of its families on a few digits."""
     monkeypatch.syspath_prepend(ROOT)
     import train
 
@@ -176,6 +185,11 @@ def test_two_updates_of_the_recipe(name, tmp_path, monkeypatch):
         **dict(batch_size=2, num_samples=4 * accumulated, image_resize=32, num_classes=10, epoch_size=1),
         **dict(val_while_train=False, ckpt_save_policy="latest_k", ckpt_save_dir=tmp_path / "run"),
     }
+    if config.teacher:
+        settings["teacher_ckpt"] = small_checkpoint(tmp_path / "teacher.ckpt", config.teacher)
+    if config.imitation_ckpt:
+        imitated = config.model.replace("riformer", "poolformer")
+        settings["imitation_ckpt"] = small_checkpoint(tmp_path / "imitated.ckpt", imitated)
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(CONFIGS / name), *flags])
     train.main()
@@ -188,4 +202,5 @@ def test_two_updates_of_the_recipe(name, tmp_path, monkeypatch):
     assert float(row["lr"]) == pytest.approx(start * 2 * accumulated / config.lr_base_batch)
     arrays, info = read_checkpoint(tmp_path / "run" / f"{config.model}_final.ckpt")
     assert info.model == config.model
+    assert set(arrays) == {name for name, _ in create_model(config.model, **small).parameters_and_names()}
     assert all(np.isfinite(array).all() for array in arrays.values())

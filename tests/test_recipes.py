@@ -13,6 +13,7 @@ from mindcv_reparam import create_model
 from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
 from mindcv_reparam.config import Config, parse
 from mindcv_reparam.registry import list_models, model_info
+from mindcv_reparam.training.schedule import learning_rates
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -113,6 +114,19 @@ def test_fastvit_recipes_differ_by_stochastic_depth_mixup_and_teacher(model):
     assert tuple(getattr(distilled, key) for key in keys) == teacher
     without = {key: getattr(base, key) for key in keys}
     assert replace(distilled, **common, **without) == replace(base, **common)
+
+
+def test_fastvits_rates_are_timms():
+    """310 epochs, 10 of them cool-down; the epoch's rate is 1e-5 + (1e-3 - 1e-5)/2·(1 + cos(πt/300)) from 5 to 300."""
+    config = recipe("fastvit/fastvit_t8_ascend.yaml")
+    shared = ("min_lr", "warmup_epochs", "warmup_factor", "decay_epochs", "lr_epoch_stair", "warmup_prefix")
+    options = {key: getattr(config, key) for key in shared}
+    rates = learning_rates(config.scheduler, config.lr, config.epoch_size, 2, **options).reshape(-1, 2)
+    np.testing.assert_array_equal(rates[:, 0], rates[:, 1])
+    expected = {0: 1e-6, 1: 2.008e-4, 4: 8.002e-4, 5: 9.9932e-4, 150: 5.05e-4, 200: 2.575e-4, 299: 1.00271e-5}
+    expected |= {300: 1e-5, 309: 1e-5}
+    assert len(rates) == 310
+    np.testing.assert_allclose(rates[[*expected], 0], [*expected.values()], rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["fastvit_sa36", "fastvit_ma36"])

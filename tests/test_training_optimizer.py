@@ -178,7 +178,8 @@ def test_layer_decay_counts_blocks_from_the_head():
 
 
 @pytest.mark.parametrize(
-    ("family", "blocks"), [("visformer", 4), ("fastvit", 4), ("riformer", 4), ("poolformer", 4), ("regnet", 5)]
+    ("family", "blocks"),
+    [("visformer", 4), ("fastvit", 4), ("riformer", 4), ("poolformer", 4), ("gfnet", 4), ("regnet", 5)],
 )
 def test_layer_decay_finds_the_layers_of_every_family(family, blocks):
     network = small_network(family)

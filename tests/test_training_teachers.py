@@ -1,0 +1,135 @@
+"""Teachers from files answer as the network that was saved, and are refused where they would not fit."""
+
+import dataclasses
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, ops
+from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, random_images, randomise
+
+from mindcv_reparam import create_model
+from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
+from mindcv_reparam.config import Config, parse
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.reparam import reparameterize
+from mindcv_reparam.training.teachers import ExportedTeacher, load_imitated, load_teacher
+
+CLASSES = tuple("abcde")
+CONFIG = Config(model="riformer_s12", image_resize=IMAGE_SIZE)
+MODEL, SIZES = SMALL["poolformer"]
+HPARAMS = {"num_classes": NUM_CLASSES, "in_channels": 3, "img_size": IMAGE_SIZE, **SIZES}
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Cell:
+    return randomise(create_model(MODEL, **HPARAMS), seed=1).set_train(False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network, tmp_path_factory) -> str:
+    return save(network, tmp_path_factory.mktemp("teachers") / "teacher.ckpt")
+
+
+def save(network: nn.Cell, path, **changes) -> str:
+    preprocessing = {"mean": list(CONFIG.mean), "std": list(CONFIG.std)}
+    info = CheckpointInfo(model=MODEL, hparams=HPARAMS, classes=list(CLASSES), preprocessing=preprocessing)
+    save_checkpoint(path, network, dataclasses.replace(info, **changes))
+    return str(path)
+
+
+def test_a_teacher_is_the_network_that_was_saved(network, checkpoint):
+    for teacher in (load_teacher(checkpoint, MODEL, CONFIG, CLASSES), load_imitated(checkpoint, MODEL, CONFIG)):
+        assert not teacher.training
+        expected = dict(network.parameters_and_names())
+        for name, parameter in teacher.parameters_and_names():
+            np.testing.assert_array_equal(parameter.asnumpy(), expected[name].asnumpy(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "classes", "message"),
+    [
+        (MODEL, {}, "abcd", "tells 5 classes apart, the data has 4"),
+        (MODEL, {}, "abdce", "class 2 of the teacher .* is 'c', that of the data 'd'"),
+        (MODEL, {"mean": (0.0, 0.0, 0.0)}, CLASSES, "expects images of mean 123.675, 116.28, 103.53, the training"),
+        (MODEL, {"std": (1.0, 1.0, 1.0)}, CLASSES, "expects images of std"),
+        (MODEL, {"in_channels": 1}, CLASSES, "images of 3 channels, the student of 1"),
+        ("poolformer_s24", {}, CLASSES, "is a checkpoint of poolformer_s12, not of poolformer_s24"),
+    ],
+)
+def test_a_teacher_of_something_else_is_refused(checkpoint, model, changes, classes, message):
+    with pytest.raises(UserError, match=message):
+        load_teacher(checkpoint, model, dataclasses.replace(CONFIG, **changes), classes)
+
+
+def test_a_fused_network_is_not_imitated(network, tmp_path):
+    path = save(reparameterize(network), tmp_path / "fused.ckpt", state="full")
+    with pytest.raises(UserError, match="is fused"):
+        load_imitated(path, MODEL, CONFIG)
+    assert not load_teacher(path, MODEL, CONFIG, CLASSES).training
+
+
+class Linear(nn.Cell):
+    """A classifier of all pixels, quick to export, for images of one size."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = randomise(nn.Dense(3 * IMAGE_SIZE[0] * IMAGE_SIZE[1], NUM_CLASSES, has_bias=True), seed=2)
+
+    def construct(self, x):
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("exported")
+    dynamic = ms.Tensor(shape=[None, 3, *IMAGE_SIZE], dtype=ms.float32)
+    for name, example in (("dynamic", dynamic), ("one", ops.zeros((1, 3, *IMAGE_SIZE), ms.float32))):
+        ms.export(Linear(), example, file_name=str(folder / name), file_format="MINDIR")
+    (folder / "text.mindir").write_text("no graph")
+    return {path.stem: str(path) for path in folder.glob("*.mindir")}
+
+
+def test_an_exported_teacher_answers_as_its_network(exported):
+    images = random_images()
+    teacher = ExportedTeacher(exported["dynamic"], images.shape, NUM_CLASSES)
+    np.testing.assert_allclose(teacher(images).asnumpy(), Linear()(images).asnumpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "classes", "message"),
+    [
+        ("dynamic", IMAGE_SIZE, 7, r"puts out \(2, 5\) for 2 images, the data has 7 classes"),
+        ("one", IMAGE_SIZE, NUM_CLASSES, "does not take a batch of shape"),
+        ("dynamic", (32, 32), NUM_CLASSES, "does not take a batch of shape"),
+        ("text", IMAGE_SIZE, NUM_CLASSES, "is no MindIR file"),
+    ],
+)
+def test_an_exported_teacher_that_does_not_fit_is_refused(exported, name, size, classes, message):
+    with pytest.raises(UserError, match=message):
+        ExportedTeacher(exported[name], (2, 3, *size), classes)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no teacher at"):
+        ExportedTeacher(tmp_path / "none.mindir", (2, 3, *IMAGE_SIZE), NUM_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--distill soft", "distill soft needs a teacher"),
+        ("--teacher gfnet_h_b --teacher_ckpt t.ckpt", "named but not asked"),
+        ("--teacher gfnet_h_b --distill soft", "needs trained weights"),
+        ("--teacher t.mindir --teacher_ckpt t.ckpt --distill hard", "checkpoint of a teacher that is named as a model"),
+        ("--teacher_ckpt t.ckpt", "checkpoint of a teacher that is named as a model"),
+        ("--teacher t.mindir --distill hard --reduction sum", "needs reduction mean"),
+        ("--imitation_rel 1", "imitation_rel needs the PoolFormer to imitate"),
+        ("--teacher t.mindir --distill warm", "distill must be one of soft, hard or None"),
+        ("--distill_alpha 1.5", "at most 1"),
+        ("--distill_tau 0", "above 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        parse(["--model", "riformer_s12", *flags.split()], "train")

@@ -18,6 +18,7 @@ from mindspore import nn
 
 from .errors import UserError
 from .reparam import Reparameterizable, replace_children
+from .stochastic import Stochastic
 
 IndexMode = Literal["stages", "mmpretrain"]
 
@@ -121,5 +122,5 @@ def _freeze(net: nn.Cell, trained: Iterable[str]) -> None:
         # Not by set_train: the caller's own set_train(True) would undo it.
         if isinstance(cell, nn.BatchNorm2d):
             cell.use_batch_statistics = False
-        elif isinstance(cell, nn.Dropout):
-            cell.p = 0.0
+        elif isinstance(cell, Stochastic):
+            cell.rate = 0.0

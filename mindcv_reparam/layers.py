@@ -13,6 +13,7 @@ from mindspore.common.initializer import initializer
 
 from . import fusion
 from .reparam import Reparameterizable, float64_parameter, replace_children
+from .stochastic import Dropout, DropPath
 
 Gelu = Literal["exact", "tanh"]
 
@@ -64,36 +65,6 @@ def batch_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:
 def gelu(kind: Gelu) -> nn.GELU:
     """GELU by the error function ("exact": PyTorch, the papers) or by its tanh approximation (MindCV's checkpoints)."""
     return nn.GELU(approximate=kind == "tanh")
-
-
-class Dropout(Reparameterizable, nn.Cell):
-    """Dropout with probability ``rate``; nothing in evaluation mode."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.dropout = nn.Dropout(p=rate)
-
-    def construct(self, x):
-        return self.dropout(x)
-
-    def fuse(self) -> nn.Cell:
-        return nn.Identity()
-
-
-class DropPath(Reparameterizable, nn.Cell):
-    """Stochastic depth per sample (Huang et al., arXiv 1603.09382): a residual branch is dropped with ``rate``."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.dropout = nn.Dropout(p=rate)
-
-    def construct(self, x):
-        if not self.training:
-            return x
-        return x * self.dropout(ops.ones((x.shape[0], 1, 1, 1), x.dtype))
-
-    def fuse(self) -> nn.Cell:
-        return nn.Identity()
 
 
 def dropout(rate: float) -> nn.Cell:

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "mindcv_reparam"
 # What each room may import of the package, besides itself. A room is a module or a folder directly under the package;
 # the commands and the three scripts, which wire the rooms together, may import all of them.
 BASE = {"errors", "files", "settings"}
-CELLS = BASE | {"fusion", "reparam", "layers"}
+CELLS = BASE | {"fusion", "reparam", "stochastic", "layers"}
 WEIGHTS = BASE | {"reparam", "registry", "checkpoint"}
 ALLOWED = {
     "__init__": set(),
@@ -25,10 +25,11 @@ ALLOWED = {
     "runtime": BASE | {"distributed"},
     "fusion": BASE,
     "reparam": BASE | {"fusion"},
-    "layers": BASE | {"fusion", "reparam"},
+    "stochastic": BASE | {"reparam"},
+    "layers": BASE | {"fusion", "reparam", "stochastic"},
     "registry": BASE,
     "models": CELLS | {"registry"},
-    "features": BASE | {"reparam"},
+    "features": BASE | {"reparam", "stochastic"},
     "checkpoint": BASE | {"reparam", "registry"},
     "convert": WEIGHTS,
     "deploy": WEIGHTS,

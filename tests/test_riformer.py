@@ -50,7 +50,7 @@ def test_initialisation_is_the_reference_s():
 
 def test_stochastic_depth_grows_linearly_over_all_blocks():
     net = RIFormer((1, 2, 1, 1), (8, 8, 8, 8), 1e-5, drop_path_rate=0.4)
-    rates = [cell.dropout.p for _, cell in net.cells_and_names() if isinstance(cell, DropPath)]
+    rates = [cell.rate for _, cell in net.cells_and_names() if isinstance(cell, DropPath)]
     assert np.allclose(rates, [0.1, 0.2, 0.3, 0.4])
 
 

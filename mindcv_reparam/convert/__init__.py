@@ -57,7 +57,7 @@ def detect(names: Iterable[str]) -> tuple[Table, str, tuple[str, ...]]:
     for table in TABLES:
         first = table.markers[0]
         prefixes = [name.removesuffix(first) for name in names if name == first or name.endswith(f".{first}")]
-        prefixes = [prefix for prefix in prefixes if all(prefix + marker in names for marker in table.markers)]
+        prefixes = sorted(prefix for prefix in prefixes if all(prefix + marker in names for marker in table.markers))
         known = [prefix for prefix in _PREFIXES if prefix in prefixes]
         if not known and len(prefixes) > 1:
             raise UserError(f"the file holds several networks, {', '.join(prefixes)}: extract one of them")

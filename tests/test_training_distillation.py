@@ -3,10 +3,11 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, arrays, random_images, randomise
 
 from mindcv_reparam import create_model
+from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.training.distillation import Distillation, DistillationLoss, freeze
 from mindcv_reparam.training.ema import WeightAverage
@@ -347,3 +348,62 @@ def test_a_donor_of_another_size_is_refused():
         donate(build("poolformer", seed=2, embed_dims=(8, 16, 24, 40)), build("riformer", seed=1), "donor.ckpt")
     with pytest.raises(UserError, match="the file lacks"):
         donate(build("poolformer", seed=2, depths=(1, 1, 1, 1)), build("riformer", seed=1), "donor.ckpt")
+
+
+def digits(train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, 3, 32, 32) of about zero mean and unit deviation, and labels (B,)."""
+    source = Digits(train)
+    pixels = np.stack([np.asarray(source.load(index)) for index in range(len(source.labels))])
+    images = pixels.transpose(0, 3, 1, 2).repeat(4, axis=2).repeat(4, axis=3)
+    return (images.astype(np.float32) - 80.0) / 95.0, source.labels
+
+
+def fit(network: nn.Cell, steps: int, imitation: Imitation | None = None) -> nn.Cell:
+    """Train on batches of 64 digits, the same for every network."""
+    images, labels = digits(train=True)
+    rng = np.random.default_rng(6)
+    optimizer = create_optimizer(network, "adamw", weight_decay=0.05, weight_decay_filter="1d")
+    step = TrainStep(network, create_loss("CE", label_smoothing=0.1), optimizer, imitation=imitation)
+    for index in range(steps):
+        rows = rng.choice(len(labels), 64, replace=False)
+        rate = 4e-3 * (1.0 - index / steps)
+        step(Tensor(images[rows]), Tensor(labels[rows]), Tensor(rate, ms.float32), Tensor(True))
+    return network.set_train(False)
+
+
+class Measure(nn.Cell):
+    """A student's logits and its three differences from the teacher, unweighted."""
+
+    def __init__(self, student: nn.Cell, teacher: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.student = student
+        self.imitation = Imitation(teacher, (1.0, 1.0, 1.0), epochs=(1, 1))
+
+    def construct(self, images):
+        logits, observed = self.student.forward_observed(images)
+        return logits, ops.stack(self.imitation.terms(images, observed))
+
+
+@pytest.mark.slow
+def test_imitation_brings_a_student_nearer_to_its_teacher_and_does_no_harm():
+    size = {"num_classes": 10, "img_size": 32, "drop_path_rate": 0.0, "layer_scale_init_value": 0.1}
+    name, small = SMALL["poolformer"]
+    ms.set_seed(0)
+    teacher = fit(create_model(name, **small, **size), steps=80)
+    donor = arrays(teacher)
+    freeze(teacher, "imitated")
+    images, labels = digits(train=False)
+    accuracy, distance = [], []
+    for factors in ((0.0, 0.0, 0.0), (0.3, 0.3, 3.0)):
+        student = create_model(SMALL["riformer"][0], **small, **size)
+        for parameter in student.get_parameters():
+            if parameter.name in donor:
+                parameter.set_data(Tensor(donor[parameter.name]))
+        imitation = Imitation(teacher, factors, epochs=(400, 100)) if any(factors) else None
+        fit(student, steps=60, imitation=imitation)
+        logits, terms = Measure(student, teacher)(Tensor(images))
+        accuracy.append((logits.asnumpy().argmax(1) == labels).mean())
+        distance.append(terms.asnumpy())
+    without, within = distance
+    assert (within < 0.8 * without).all(), (without, within)
+    assert accuracy[1] > accuracy[0] - 0.02

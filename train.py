@@ -5,6 +5,7 @@ mpirun -n 8 python train.py --config configs/visformer/visformer_tiny_ascend.yam
 """
 
 import contextlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from mindcv_reparam import distributed, runtime
 from mindcv_reparam.config import Config, parse, save_yaml
 from mindcv_reparam.data import Loader, create_dataset, create_loader, parse_auto_augment
 from mindcv_reparam.errors import UserError, run_script
-from mindcv_reparam.files import set_aside
+from mindcv_reparam.files import clear_unfinished, set_aside
 from mindcv_reparam.registry import create_model, model_info
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def train(
     """Train on this rank; rank 0 fills ``config.ckpt_save_dir``."""
     # MindSpore must not be imported before runtime.prepare, nor for --help.
     from mindcv_reparam.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+    from mindcv_reparam.stochastic import mask_states, seed_masks
     from mindcv_reparam.training.ema import WeightAverage
     from mindcv_reparam.training.evaluate import evaluate
     from mindcv_reparam.training.keeper import CheckpointKeeper
@@ -65,6 +67,7 @@ def train(
     from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, plot_curves, read_metrics
     from mindcv_reparam.training.optimizer import create_optimizer
     from mindcv_reparam.training.precision import mixed_precision, supported_level
+    from mindcv_reparam.training.resume import Progress, TrainingState, resume_path, state_path
     from mindcv_reparam.training.schedule import learning_rates, scaled_rates
     from mindcv_reparam.training.step import TrainStep
     from mindcv_reparam.training.trainer import Trainer
@@ -76,7 +79,10 @@ def train(
         "gelu": config.gelu,
     }
     network = create_model(config.model, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate, **hparams)
-    if config.ckpt_path:
+    seed_masks(network, config.seed, ranks.rank)
+    folder = Path(config.ckpt_save_dir)
+    resumed = resume_path(config.resume, folder, config.model, ranks)
+    if config.ckpt_path and not resumed:
         load_checkpoint(network, config.ckpt_path, new_head=True)
     level = supported_level(config.amp_level, device)
     loss = create_loss(config.loss, reduction=config.reduction)  # labels come smoothed
@@ -145,12 +151,19 @@ def train(
         with average.applied() if average else contextlib.nullcontext():
             save_checkpoint(path, network, info)
 
+    state = TrainingState(
+        state_path(folder, config.model),
+        {parameter.name: parameter for parameter in step.get_parameters()} | mask_states(network),
+        ranks,
+        config,
+        train_loader.steps_per_epoch,
+    )
+    start = state.restore(resumed) if resumed else Progress()
     hooks = []
-    ranks.barrier()  # until every rank has read ckpt_path, which may lie in the folder that is set aside
+    ranks.barrier()  # until every rank has read what may lie in the folder that is set aside
     if ranks.is_main:
-        folder = Path(config.ckpt_save_dir)
-        set_aside(folder, marker="metrics.csv")
-        metrics = MetricsFile(folder / "metrics.csv", COLUMNS + (EMA_COLUMNS if average else ()))
+        open_folder(folder, resumed)
+        metrics = MetricsFile(folder / "metrics.csv", COLUMNS + (EMA_COLUMNS if average else ()), start.epoch + 1)
         save_yaml(config, folder / f"{config.model}.yaml")
         keeper = CheckpointKeeper(
             folder,
@@ -161,6 +174,7 @@ def train(
             interval=config.ckpt_save_interval,
             metric="ema_top1" if average else "top1",
         )
+        keeper.recall(read_metrics(metrics.path))
         hooks = [
             metrics.append,
             keeper.epoch_end,
@@ -177,10 +191,24 @@ def train(
         on_epoch_start=[imitation.start_epoch] if imitation else [],
         on_epoch_end=hooks,
         teacher=exported_teacher,
+        state=state,
+        save_interval=config.ckpt_save_interval,
     )
-    record = trainer.run()
+    record = trainer.run(start)
     if ranks.is_main:
         keeper.train_end(record)
+
+
+def open_folder(folder: Path, resumed: Path | None) -> None:
+    """Make room for a new run, or go on in the folder of the one that is resumed; elsewhere with its metrics so far."""
+    if resumed and resumed.resolve().parent == folder.resolve():
+        clear_unfinished(folder)
+        return
+    set_aside(folder, marker="metrics.csv")
+    if resumed:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(resumed.with_name("metrics.csv"), folder)
 
 
 def check_teachers(config: Config) -> None:

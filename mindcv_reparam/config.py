@@ -34,6 +34,7 @@ INACTIVE: dict[str, tuple[Any, Any, str]] = {
     "num_cycles": (int, 1, "the cosine has one cycle"),
     "cycle_decay": (float, 1.0, "the cosine has one cycle"),
     "aux_factor": (float, 0.0, "no model here has an auxiliary head"),
+    "resume_opt": (bool, False, "resume auto goes on with the run in ckpt_save_dir, optimizer and all"),
     "amp_cast_list": (str | None, None, "amp_level alone chooses the precision"),
 }
 
@@ -130,7 +131,8 @@ class Config:
     )
 
     ckpt_path: str = _checkpoint("TVE", "", "checkpoint to start from, validate or export")
-    resume_opt: bool = _checkpoint("T", False, "go on with the training that wrote ckpt_path")
+    resume: str = _checkpoint("T", "", "auto: go on with the run in ckpt_save_dir, if any; or the file to go on from")
+    allow_config_change: bool = _checkpoint("T", False, "resume although settings have changed")
     ckpt_save_dir: str = _checkpoint("T", "./ckpt", "folder of checkpoints, metrics, curves and resolved configuration")
     ckpt_save_interval: int = _checkpoint("T", 1, "epochs between checkpoints", at_least=1)
     ckpt_save_policy: Literal["latest_k", "top_k"] | None = _checkpoint("T", "latest_k", "which to keep; None: all")
@@ -229,8 +231,6 @@ class Config:
         if self.ckpt_save_policy == "top_k" and not self.val_while_train:
             raise UserError("ckpt_save_policy top_k keeps the most accurate checkpoints: it needs val_while_train True")
         self._check_distillation()
-        if self.resume_opt and not self.ckpt_path:
-            raise UserError("resume_opt continues the training of a checkpoint: name it by ckpt_path")
 
     def _check_distillation(self) -> None:
         if self.distill and not self.teacher:

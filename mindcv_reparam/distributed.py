@@ -114,13 +114,21 @@ class Distributed:
         """The element-wise sum over the ranks in float64, in rank order: equal on all ranks, counts to 2**53 exact."""
         values = np.array(values, np.float64)
         total = np.zeros_like(values)
-        for of_rank in self._all_gather(values.reshape(-1).view(np.int32)):
+        for of_rank in self.gather(values.reshape(-1).view(np.int32)):
             total += of_rank.view(np.float64).reshape(values.shape)
         return total
 
+    def gather(self, words: np.ndarray) -> np.ndarray:
+        """(n,) int32 of this rank → (size, n) of all ranks. The CPU's collectives know few types; bits are bits."""
+        if self.size == 1:
+            return words[None]
+        import mindspore as ms
+
+        return ms.ops.AllGather()(ms.Tensor(words[None])).asnumpy()
+
     def barrier(self) -> None:
         """Wait until every rank has come here."""
-        self._all_gather(np.zeros(1, np.int32))
+        self.gather(np.zeros(1, np.int32))
 
     def check_identical(self, parameters: Iterable[tuple[str, np.ndarray]]) -> None:
         """Raise a UserError on all ranks if a parameter's name, shape, type or a single bit differs between ranks."""
@@ -129,14 +137,14 @@ class Distributed:
             header = f"{name} {value.dtype} {value.shape}".encode()
             names.append(name)
             digests.append(hashlib.blake2b(header + np.ascontiguousarray(value).tobytes(), digest_size=16).digest())
-        counts = self._all_gather(np.array([len(names)], np.int32))[:, 0]
+        counts = self.gather(np.array([len(names)], np.int32))[:, 0]
         if any(counts != counts[0]):
             raise UserError(
                 f"the ranks hold {counts.tolist()} parameters: start every rank with the same code and options"
             )
         if not names:
             return
-        gathered = self._all_gather(np.frombuffer(b"".join(digests), np.int32)).reshape(self.size, len(names), -1)
+        gathered = self.gather(np.frombuffer(b"".join(digests), np.int32)).reshape(self.size, len(names), -1)
         differing = np.argwhere((gathered != gathered[0]).any(-1))  # (rank, index) pairs, in rank order
         if len(differing):
             rank, index = differing[0]
@@ -152,14 +160,6 @@ class Distributed:
 
             self.barrier()
             release()
-
-    def _all_gather(self, words: np.ndarray) -> np.ndarray:
-        """(n,) int32 of this rank → (size, n) of all ranks. The CPU's collectives know few types; bits are bits."""
-        if self.size == 1:
-            return words[None]
-        import mindspore as ms
-
-        return ms.ops.AllGather()(ms.Tensor(words[None])).asnumpy()
 
 
 def start(distribute: bool | None, device_target: str) -> Distributed:

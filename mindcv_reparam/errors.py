@@ -16,6 +16,14 @@ class UserError(Exception):
     """A failure the user can mend: one line that says what was wrong and what to do; the scripts exit with status 2."""
 
 
+class Interrupted(Exception):
+    """A signal ended the work in good order; the scripts print the message and exit with status 128 + the signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice that resembles ``word`` most, for error messages that name it."""
     names = {choice.lower(): choice for choice in choices}
@@ -49,13 +57,16 @@ class Parser(argparse.ArgumentParser):
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's main function and leave the process with its exit status.
 
-    A ``UserError`` becomes one line ``error: …`` and status 2, Ctrl-C status 130, a closed pipe (``… | head``) 141.
+    A ``UserError`` becomes one line ``error: …`` and status 2, Ctrl-C status 130, a closed pipe (``… | head``) 141,
+    an ``Interrupted`` its one line and 128 + the number of the signal (143 for SIGTERM).
     """
     try:
         status = main() or 0
         sys.stdout.flush()
     except UserError as error:
         _fail(2, f"error: {' '.join(str(error).splitlines())}\n")
+    except Interrupted as interruption:
+        _fail(128 + interruption.number, f"{interruption}\n")
     except KeyboardInterrupt:
         _leave(130)
     except BrokenPipeError:

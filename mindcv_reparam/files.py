@@ -38,6 +38,12 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Delete what ``written_whole`` left in a folder when its process was killed."""
+    for left in folder.glob(".*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def set_aside(folder: Path, marker: str) -> None:
     """Rename a folder that holds ``marker`` to the first free ``folder.1``, ``folder.2`` …, so that nothing in it is
     lost to a new run of the same name."""

@@ -296,7 +296,7 @@ def test_keys_of_mindcv_that_are_not_served_may_be_off(write, name):
         (["--mean", "1,2,3", "--std", "1,2"], "mean has 3 channels and std 2"),
         (["--lr", "0.1", "--min_lr", "0.2"], "min_lr 0.2 is above lr 0.1"),
         (["--ckpt_save_policy", "top_k"], "needs val_while_train True"),
-        (["--resume_opt"], "name it by ckpt_path"),
+        (["--resume_opt"], "resume auto goes on with the run in ckpt_save_dir"),
         (["--lr_scale", "linear"], "lr_scale linear needs lr_base_batch"),
     ],
 )

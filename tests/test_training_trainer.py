@@ -11,6 +11,7 @@ from mindcv_reparam.errors import UserError
 from mindcv_reparam.training.loss_scale import LossScale
 from mindcv_reparam.training.losses import create_loss
 from mindcv_reparam.training.optimizer import create_optimizer
+from mindcv_reparam.training.resume import Progress
 from mindcv_reparam.training.schedule import learning_rates
 from mindcv_reparam.training.step import TrainStep
 from mindcv_reparam.training.trainer import SKIPPED_IN_A_ROW, Trainer
@@ -31,6 +32,7 @@ class Loader:
     """The batch of (epoch, step) depends on these alone; `broken` names the ones with a NaN."""
 
     steps_per_epoch = STEPS
+    skipped = 0
 
     def __init__(self, broken: frozenset[tuple[int, int]] = frozenset()) -> None:
         self.broken = broken
@@ -44,6 +46,9 @@ class Loader:
             if (epoch, step) in self.broken:
                 images[:] = np.nan
             yield images, rng.dirichlet(np.ones(4), size=6).astype(np.float32)
+
+    def names(self, epoch: int, step: int, rank: int) -> list[str]:
+        return [f"{epoch}/{step}/{rank}/{row}.png" for row in range(6)]
 
 
 class Alone:
@@ -134,7 +139,7 @@ def test_two_runs_are_identical():
 
 def test_starting_in_the_middle():
     trainer = build(epochs=3)
-    trainer.run(start_epoch=1, start_step=3)
+    trainer.run(Progress(epoch=1, step=3))
     assert trainer.loader.served == [(1, 3), (1, 4)] + [(2, step) for step in range(STEPS)]
 
 

@@ -1,5 +1,6 @@
 """The loader: batches of a source, in order, made ahead by workers."""
 
+import dataclasses
 import logging
 import os
 from collections import deque
@@ -66,6 +67,13 @@ class Loader:
             for index, message in rest.unreadable:
                 self._note(index, message)
             yield (images, *rest.arrays)
+
+    def names(self, epoch: int, step: int, rank: int) -> list[str]:
+        """What messages call the samples of any rank's batch."""
+        sampler = self.batches.sampler
+        shard = dataclasses.replace(sampler.shard, rank=rank)
+        indices = dataclasses.replace(sampler, shard=shard).draw(epoch, step).indices
+        return [self.batches.source.name(index) for index in indices.tolist()]
 
     def close(self) -> None:
         """End the workers. The loader can be used again: it starts new ones."""

@@ -2,11 +2,12 @@
 
 import datetime
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import mindspore as ms
 import numpy as np
@@ -14,14 +15,17 @@ from mindspore import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mindcv_reparam.errors import UserError
+from mindcv_reparam.errors import Interrupted, UserError
 
 from .evaluate import Ranks
+from .interruption import Interruption
+from .resume import Progress, TrainingState
 from .statistics import average_statistics
 from .step import TrainStep
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 4  # images named in a message
 SKIPPED_IN_A_ROW = 100  # a dynamic scale reaches 1 from 2^24 in 24 skips; more than this is no warm-up
 
 
@@ -29,8 +33,11 @@ class TrainLoader(Protocol):
     """Yields images (B, C, H, W) float32 and labels, (B, classes) float32 or (B,) int32; the same B on every rank."""
 
     steps_per_epoch: int
+    skipped: int  # images that could not be read so far on this rank, and were replaced
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
+
+    def names(self, epoch: int, step: int, rank: int) -> list[str]: ...
 
 
 @dataclass
@@ -61,6 +68,8 @@ class Trainer:
         on_epoch_start: called in order with the epoch, from 0, on every rank.
         on_epoch_end: called in order with the epoch's record, on rank 0.
         teacher: images → logits, a graph that cannot be part of the step; its answers go with the labels.
+        state: saved at the end of epochs and when a signal interrupts the run.
+        save_interval: epochs between saved states.
     """
 
     def __init__(
@@ -76,6 +85,8 @@ class Trainer:
         on_epoch_start: Sequence[Callable[[int], None]] = (),
         on_epoch_end: Sequence[Callable[[dict[str, float]], None]] = (),
         teacher: Callable[[Tensor], Tensor] | None = None,
+        state: TrainingState | None = None,
+        save_interval: int = 1,
     ) -> None:
         self.step = step
         self.loader = loader
@@ -87,71 +98,102 @@ class Trainer:
         self.on_epoch_start = on_epoch_start
         self.on_epoch_end = on_epoch_end
         self.teacher = teacher
+        self.state = state
+        self.save_interval = save_interval
         self.steps_per_epoch = loader.steps_per_epoch
         self.epochs = len(rates) // self.steps_per_epoch
         self._skipped_in_a_row = 0
         self._compiled = False
 
-    def run(self, start_epoch: int = 0, start_step: int = 0) -> dict[str, float]:
-        """Train from that epoch and step (from 0) to the end; returns the last epoch's record.
+    def run(self, start: Progress | None = None) -> dict[str, float]:
+        """Train from where an interrupted run was, or from the beginning, to the end; returns the last epoch's record.
 
         Raises:
             UserError: the loss is not finite, every update overflows, or the ranks' initial weights differ.
+            Interrupted: a signal has stopped the run, and `state` is saved.
         """
-        self.ranks.check_identical((p.name, p.asnumpy()) for p in self.step.network.get_parameters())
+        start = start or Progress()
+        self._skipped_in_a_row = start.skipped_in_a_row
+        self.ranks.check_identical((p.name, p.asnumpy()) for p in self.step.network.trainable_params())
         self.step.set_train(True)
         record: dict[str, float] = {}
-        for epoch in range(start_epoch, self.epochs):
-            for hook in self.on_epoch_start:
-                hook(epoch)
-            record = self._train_epoch(epoch, start_step)
-            start_step = 0
-            average_statistics(self.step.get_parameters(), self.ranks)
-            if self.validate and ((epoch + 1) % self.val_interval == 0 or epoch + 1 == self.epochs):
-                record.update(self.validate())
-                self.step.set_train(True)
-            if self.ranks.is_main:
-                log.info("%s", _epoch_line(record, self.epochs))
-                for hook in self.on_epoch_end:
-                    hook(record)
+        with Interruption(self.ranks) as interruption:
+            for epoch in range(start.epoch, self.epochs):
+                for hook in self.on_epoch_start:
+                    hook(epoch)
+                record, done = self._train_epoch(start if epoch == start.epoch else Progress(epoch), interruption)
+                average_statistics(self.step.get_parameters(), self.ranks)
+                if self.state and (epoch + 1) % self.save_interval == 0:
+                    self.state.save(done)
+                self._end_epoch(record)
         return record
 
-    def _train_epoch(self, epoch: int, start_step: int) -> dict[str, float]:
-        losses: list[np.ndarray] = []
-        totals = np.zeros(3)  # images, seconds, seconds waited for data
+    def _end_epoch(self, record: dict[str, float]) -> None:
+        epoch = int(record["epoch"])
+        if self.validate and (epoch % self.val_interval == 0 or epoch == self.epochs):
+            record.update(self.validate())
+            self.step.set_train(True)
+        if self.ranks.is_main:
+            log.info("%s", _epoch_line(record, self.epochs))
+            for hook in self.on_epoch_end:
+                hook(record)
+
+    def _train_epoch(self, start: Progress, interruption: Interruption) -> tuple[dict[str, float], Progress]:
+        """The rest of an epoch: its record and the progress at its end."""
+        done, epoch = start, start.epoch
+        unreadable = self.loader.skipped
         interval = _Interval()
-        batches = self.loader.epoch(epoch, start_step)
+        batches = self.loader.epoch(epoch, start.step)
         terminal = self.ranks.is_main and sys.stderr.isatty()
         with (
             logging_redirect_tqdm(),
             tqdm(
-                total=self.steps_per_epoch, initial=start_step, desc=f"epoch {epoch + 1}", disable=not terminal
+                total=self.steps_per_epoch, initial=start.step, desc=f"epoch {epoch + 1}", disable=not terminal
             ) as bar,
         ):
-            for step in range(start_step, self.steps_per_epoch):
+            for step in range(start.step, self.steps_per_epoch):
                 asked = time.perf_counter()
                 images, labels = next(batches)
                 interval.waited += time.perf_counter() - asked
-                self._run_step(epoch * self.steps_per_epoch + step, images, labels, interval)
+                index = epoch * self.steps_per_epoch + step
+                self._run_step(index, images, labels, interval)
                 bar.update()
-                if (step + 1) % self.log_interval == 0 or step + 1 == self.steps_per_epoch:
-                    means = self._interval_losses(interval, epoch, step)
-                    measured = np.array([interval.images, time.perf_counter() - interval.start, interval.waited])
+                stop = interruption.agreed(index)
+                if stop or (step + 1) % self.log_interval == 0 or step + 1 == self.steps_per_epoch:
+                    means, measured, seconds = self._measure(interval, epoch, step)
+                    interruption.measured(seconds / len(means))
                     if self.ranks.is_main:
                         log.info("%s", self._line(epoch, step, means, measured))
-                    losses.append(means)
-                    totals += measured
+                    done = Progress(
+                        epoch,
+                        step + 1,
+                        losses=(*done.losses, *means.tolist()),
+                        measured=tuple(np.add(done.measured, measured).tolist()),
+                        skipped_in_a_row=self._skipped_in_a_row,
+                    )
                     interval = _Interval()
+                if stop:
+                    self._stop(stop, done)
         last = (epoch + 1) * self.steps_per_epoch
-        return {
+        images, seconds, waited = done.measured
+        record = {
             "epoch": epoch + 1,
             "step": last,
-            "train_loss": _mean(np.concatenate(losses)),
+            "train_loss": _mean(np.array(done.losses)),
             "lr": float(self.rates[last - 1]),
-            "img_per_s": float(totals[0] * self.ranks.size / totals[1]),
-            "data_wait": float(totals[2] / totals[1]),
+            "img_per_s": images * self.ranks.size / seconds,
+            "data_wait": waited / seconds,
             "skipped_updates": int(self.step.skipped.asnumpy()),
+            "unreadable_images": int(self.ranks.sum([self.loader.skipped - unreadable])[0]),
         }
+        return record, done
+
+    def _stop(self, number: signal.Signals, done: Progress) -> NoReturn:
+        if self.state:
+            self.state.save(done)
+        place = f"epoch {done.epoch + 1}, step {done.step} of {self.steps_per_epoch}"
+        advice = f"; to go on from {self.state.path}, add --resume auto" if self.state else ""
+        raise Interrupted(f"stopped by {number.name} after {place}{advice}", number)
 
     def _run_step(self, index: int, images: np.ndarray, labels: np.ndarray, interval: _Interval) -> None:
         update = (index + 1) % self.step.accumulation_steps == 0
@@ -169,27 +211,47 @@ class Trainer:
             self._compiled = True
             interval.images, interval.waited, interval.start = 0, 0.0, time.perf_counter()
 
-    def _interval_losses(self, interval: _Interval, epoch: int, step: int) -> np.ndarray:
-        """Loss of every step of the interval, mean over ranks, the same on all ranks; raises if training has failed."""
-        local = np.array([float(loss.asnumpy()) for loss in interval.losses])
-        means = self.ranks.sum(local) / self.ranks.size
+    def _measure(self, interval: _Interval, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Loss of every step of the interval, mean over ranks; this rank's images, seconds and seconds waited; seconds,
+        mean over ranks. Raises if training has failed."""
+        losses = [float(loss.asnumpy()) for loss in interval.losses]
+        measured = np.array([interval.images, time.perf_counter() - interval.start, interval.waited])
+        by_rank = np.zeros((self.ranks.size, len(losses) + 1))
+        by_rank[self.ranks.rank] = [*losses, measured[1]]
+        by_rank = self.ranks.sum(by_rank)
+        *means, seconds = by_rank.sum(0) / self.ranks.size
         first = step + 1 - len(means)
-        for offset, (mean, finite) in enumerate(zip(means, interval.finite)):
-            place = f"at epoch {epoch + 1}, step {first + offset + 1} of {self.steps_per_epoch}"
-            if bool(finite.asnumpy()):
-                self._skipped_in_a_row = 0
-                if not np.isfinite(mean):
-                    raise UserError(
-                        f"the loss is {mean} {place}; lower lr, clip the gradient (clip_grad) or use amp_level O0"
-                    )
-            else:
-                self._skipped_in_a_row += 1
-                if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
-                    raise UserError(
-                        f"the gradients overflowed in {SKIPPED_IN_A_ROW} updates in a row, last {place}; "
-                        "lower loss_scale or lr, or use amp_level O0"
-                    )
-        return means
+        for offset, finite in enumerate(interval.finite):
+            self._check(by_rank[:, offset], bool(finite.asnumpy()), epoch, first + offset)
+        return np.array(means), measured, float(seconds)
+
+    def _check(self, losses: np.ndarray, finite: bool, epoch: int, step: int) -> None:
+        """Raise if the losses of a step, one per rank, are no ground to go on."""
+        place = f"at epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}"
+        if not finite:
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
+                raise UserError(
+                    f"the gradients overflowed in {SKIPPED_IN_A_ROW} updates in a row, last {place}; "
+                    f"lower loss_scale or lr, or use amp_level O0; {self._last_good()}"
+                )
+            return
+        self._skipped_in_a_row = 0
+        if not np.isfinite(losses).all():
+            rank = int(np.argmin(np.isfinite(losses)))
+            names = self.loader.names(epoch, step, rank)
+            if self.ranks.is_main:
+                log.error("the batch %s on rank %d: %s", place, rank, ", ".join(names))
+            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+            raise UserError(
+                f"the loss is {losses[rank]} {place}, rank {rank}, images {shown}; {self._last_good()}; lower lr, clip "
+                "the gradient (clip_grad) or use amp_level O0"
+            )
+
+    def _last_good(self) -> str:
+        if self.state and self.state.path.is_file():
+            return f"the last good state is {self.state.path}"
+        return "no state is saved yet"
 
     def _line(self, epoch: int, step: int, means: np.ndarray, measured: np.ndarray) -> str:
         images, seconds, waited = measured
@@ -215,4 +277,6 @@ def _epoch_line(record: dict[str, float], epochs: int) -> str:
         for name, text in names.items():
             if prefix + name in record:
                 line += f", {prefix.replace('_', ' ')}{text.format(record[prefix + name])}"
+    if record.get("unreadable_images"):
+        line += f", {record['unreadable_images']} unreadable images replaced"
     return line

@@ -1,0 +1,232 @@
+"""The file from which an interrupted training run goes on as if nothing had happened.
+
+A NumPy archive (.npz, with a checksum per array) with one array per parameter of the step (weights, optimizer, average,
+loss scale, accumulated gradients) and per random state of the network; what differs from rank to rank, such as the
+statistics of batch normalisation in the middle of an epoch, is stacked over the ranks. The entry `run` is a JSON text:
+progress, configuration, ranks.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from mindcv_reparam.config import SETTINGS, Config
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.files import written_whole
+
+from .evaluate import Ranks
+
+# What may differ between the parts of a run: it changes neither the weights nor what the metrics file says.
+FREE = frozenset(
+    {
+        *("resume", "allow_config_change", "ckpt_path", "distribute", "log_interval"),
+        *("data_dir", "num_parallel_workers", "dataset_sink_mode"),
+        *("ckpt_save_dir", "ckpt_save_interval", "ckpt_save_policy", "keep_checkpoint_max"),
+    }
+)
+_RUN, _SHARED, _STACKED = "run", "all/", "each/"
+_SHOWN = 4  # names per list in a message
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: `step` batches of `epoch`, both from 0, and what the record of this epoch needs.
+
+    A finished epoch stays at its last step until its validation, records and checkpoints are done, so that a run that
+    ends in between repeats them.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    losses: tuple[float, ...] = ()  # of every step of the epoch, mean over ranks
+    measured: tuple[float, float, float] = (0.0, 0.0, 0.0)  # images of this rank, seconds, seconds waited for data
+    skipped_in_a_row: int = 0
+
+
+class GatheringRanks(Ranks, Protocol):
+    """What a state needs of `mindcv_reparam.distributed.Distributed`."""
+
+    def gather(self, words: np.ndarray) -> np.ndarray: ...
+
+    def barrier(self) -> None: ...
+
+
+class TrainingState:
+    """Saves and restores all that changes while a run trains.
+
+    Args:
+        path: the file, a `.npz`.
+        parameters: by a name that is the same in every process.
+        ranks: the ranks of this job.
+        config: the settings in force.
+        steps_per_epoch: of the data.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        parameters: Mapping[str, Parameter],
+        ranks: GatheringRanks,
+        config: Config,
+        steps_per_epoch: int,
+    ) -> None:
+        self.path = path
+        self.parameters = dict(parameters)
+        self.ranks = ranks
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+
+    def save(self, progress: Progress) -> None:
+        """Write the file, whole or not at all. Collective; rank 0 writes.
+
+        Raises:
+            UserError: the file system refuses.
+        """
+        values = {name: parameter.asnumpy() for name, parameter in self.parameters.items()}
+        stacked = {name: self._gather(values.pop(name)) for name in self._differing(values)}
+        if self.ranks.is_main:
+            run = {
+                "progress": dataclasses.asdict(progress),
+                "config": _settings(self.config),
+                "ranks": self.ranks.size,
+                "steps_per_epoch": self.steps_per_epoch,
+            }
+            entries = {_RUN: np.array(json.dumps(run))}
+            entries |= {_SHARED + name: value for name, value in values.items()}
+            entries |= {_STACKED + name: value for name, value in stacked.items()}
+            with written_whole(self.path) as temporary:
+                np.savez(temporary, **entries)
+        self.ranks.barrier()
+
+    def restore(self, path: Path) -> Progress:
+        """Set every parameter to what it was on this rank when the file was written; returns how far the run was.
+
+        Raises:
+            UserError: the file cannot be read, or is of a run with other settings, ranks or parameters.
+        """
+        with _opened(path) as entries:
+            run = json.loads(str(entries[_RUN]))
+            self._check(path, run)
+            values = {name.removeprefix(_SHARED): entries[name] for name in entries.files if name.startswith(_SHARED)}
+            for name in entries.files:
+                if name.startswith(_STACKED):
+                    values[name.removeprefix(_STACKED)] = entries[name][self.ranks.rank]
+        missing = [name for name in self.parameters if name not in values]
+        unexpected = [name for name in values if name not in self.parameters]
+        other = [
+            name
+            for name, parameter in self.parameters.items()
+            if name in values and (values[name].shape, values[name].dtype) != _kind(parameter)
+        ]
+        if missing or unexpected or other:
+            complaints = (("it lacks", missing), ("unknown here:", unexpected), ("of another shape or type:", other))
+            listed = "; ".join(f"{title} {_listed(names)}" for title, names in complaints if names)
+            raise UserError(f"{path} does not fit this run: {listed}")
+        for name, parameter in self.parameters.items():
+            parameter.set_data(Tensor(values[name]))
+        progress = run["progress"]
+        return Progress(**progress | {name: tuple(progress[name]) for name in ("losses", "measured")})
+
+    def _check(self, path: Path, run: Mapping[str, Any]) -> None:
+        if run["ranks"] != self.ranks.size:
+            raise UserError(
+                f"{path} is of a run on {run['ranks']} ranks, here are {self.ranks.size}: start as many, or "
+                "start a new run from its weights by ckpt_path"
+            )
+        changed = changed_settings(run["config"], _settings(self.config))
+        if changed and not self.config.allow_config_change:
+            raise UserError(
+                f"{path} is of a run with {'; '.join(changed)}: resume with the settings it had, or add "
+                "--allow_config_change True"
+            )
+        if run["steps_per_epoch"] != self.steps_per_epoch and 0 < run["progress"]["step"] < run["steps_per_epoch"]:
+            raise UserError(
+                f"{path} was written in the middle of an epoch of {run['steps_per_epoch']} steps, which now has "
+                f"{self.steps_per_epoch}: resume with the data and batch size it had"
+            )
+
+    def _gather(self, value: np.ndarray) -> np.ndarray:
+        """(…) → (ranks, …), for types of four bytes."""
+        words = np.ascontiguousarray(value).reshape(-1).view(np.int32)
+        return self.ranks.gather(words).view(value.dtype).reshape(self.ranks.size, *value.shape)
+
+    def _differing(self, values: Mapping[str, np.ndarray]) -> list[str]:
+        """Names of the values that are not the same bits on all ranks."""
+        if self.ranks.size == 1:
+            return []
+        digests = [hashlib.blake2b(np.ascontiguousarray(v).tobytes(), digest_size=16).digest() for v in values.values()]
+        gathered = self.ranks.gather(np.frombuffer(b"".join(digests), np.int32)).reshape(self.ranks.size, -1, 4)
+        differs = (gathered != gathered[0]).any(axis=(0, 2))
+        return [name for name, different in zip(values, differs) if different]
+
+
+def resume_path(resume: str, folder: Path, model: str, ranks: Ranks) -> Path | None:
+    """The file that the setting `resume` asks for: "auto" is the one in `folder`, if there is one. Collective.
+
+    Raises:
+        UserError: a path was given and nothing is there, or not every rank sees the file.
+    """
+    if not resume:
+        return None
+    path = folder if resume == "auto" else Path(resume)
+    path = path if path.suffix == ".npz" else state_path(path, model)
+    found = int(ranks.sum([path.is_file()])[0])
+    if 0 < found < ranks.size:
+        raise UserError(f"{found} of {ranks.size} ranks see {path}: put ckpt_save_dir on storage that all hosts share")
+    if not found and resume != "auto":
+        raise UserError(f"nothing to resume at {path}: give --resume auto, a file *_resume.npz or the folder of one")
+    return path if found else None
+
+
+def state_path(folder: Path, model: str) -> Path:
+    return folder / f"{model}_resume.npz"
+
+
+def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What training depends on and is not as it was, as texts. A setting that the file lacks had its default."""
+    changed = []
+    for name, item in SETTINGS.items():
+        if name not in FREE and "T" in item.metadata["scripts"]:
+            before, now = saved.get(name, _plain(item.default)), current[name]
+            if before != now:
+                changed.append(f"{name} {before} instead of {now}")
+    return changed
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {name: _plain(getattr(config, name)) for name in SETTINGS}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    try:
+        with np.load(path, allow_pickle=False) as entries:
+            yield entries
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(
+            f"{path} is no whole file to resume from: it is truncated, damaged or of another kind"
+        ) from None
+
+
+def _kind(parameter: Parameter) -> tuple[tuple[int, ...], np.dtype]:
+    value = parameter.asnumpy()
+    return value.shape, value.dtype
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -104,6 +104,19 @@ def load_checkpoint(net: nn.Cell, path: str | os.PathLike[str], new_head: bool =
     return info
 
 
+def initialized(net: nn.Cell, path: str | os.PathLike[str]) -> nn.Cell:
+    """A train-time network with the weights of a checkpoint, fused as they are; see create_model.
+
+    Raises:
+        UserError: the file cannot be read or does not fit.
+    """
+    arrays, info = read_checkpoint(path)
+    if info and info.state in LEVELS:
+        net = reparameterize(net, info.state)
+    load_arrays(net, arrays, path, info, new_head=True)
+    return net
+
+
 def load_arrays(
     net: nn.Cell,
     arrays: Mapping[str, np.ndarray],

@@ -6,6 +6,8 @@ by :func:`create_model`, one family at a time. A fourth family is one file in ``
 
 import fnmatch
 import importlib
+import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -116,7 +118,8 @@ MODELS: dict[str, ModelInfo] = {
 _ALL_FEATURES = {"out_indices": None, "norm_outputs": False, "frozen_stages": -1, "index_mode": "stages"}
 _METAFORMERS = ("riformer", "poolformer")  # the families whose outputs mmpretrain numbers in its own way
 
-_BUILDERS: dict[str, Callable[..., "nn.Cell"]] = {}
+# name → network class and the variant's hyper-parameters
+_VARIANTS: dict[str, tuple[Callable[..., "nn.Cell"], dict[str, Any]]] = {}
 
 
 def register_variants(network: Callable[..., "nn.Cell"], variants: dict[str, dict[str, Any]]) -> None:
@@ -124,7 +127,7 @@ def register_variants(network: Callable[..., "nn.Cell"], variants: dict[str, dic
     for name, hyper_parameters in variants.items():
         if name not in MODELS:
             raise KeyError(f"{name} has no row in registry.MODELS")
-        _BUILDERS[name] = lambda _defaults=hyper_parameters, **given: network(**{**_defaults, **given})
+        _VARIANTS[name] = network, hyper_parameters
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -168,6 +171,7 @@ def create_model(
     norm_outputs: bool = False,
     frozen_stages: int = -1,
     index_mode: str = "stages",
+    checkpoint: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> "nn.Cell":
     """Build a model, with the same arguments for every family.
@@ -180,11 +184,13 @@ def create_model(
         gelu: "exact" or "tanh"; the family's own by default.
         features_only: return the maps of the stages, for dense prediction, instead of the logits. The four arguments
             after it choose which, see :func:`mindcv_reparam.features.feature_network`.
+        checkpoint: weights to load, train-time or fused; then the network is as fused as they are. A classifier for
+            another class count stays new, which is logged.
         kwargs: further hyper-parameters of the network.
 
     Raises:
-        UserError: no model has this name, the family has no such hyper-parameter, or the arguments for features_only
-            do not fit.
+        UserError: no model has this name, the family has no such hyper-parameter, the checkpoint does not fit, or the
+            arguments for features_only do not.
     """
     info = model_info(name)
     selection = {
@@ -195,15 +201,24 @@ def create_model(
     }
     _check_selection(info, features_only, selection)
     importlib.import_module(f"{__package__}.models.{info.family}")
+    network, hyper_parameters = _VARIANTS[name]
     size = img_size or info.input_size
     optional = {"drop_path_rate": drop_path_rate, "gelu": gelu, **kwargs}
-    net = _BUILDERS[name](
-        num_classes=num_classes,
-        in_channels=in_channels,
-        img_size=(size, size) if isinstance(size, int) else tuple(size),
-        drop_rate=drop_rate,
+    arguments = {
+        **hyper_parameters,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "img_size": (size, size) if isinstance(size, int) else tuple(size),
+        "drop_rate": drop_rate,
         **{key: value for key, value in optional.items() if value is not None},
-    )
+    }
+    accepted = inspect.signature(network).parameters
+    for key in arguments:
+        if key not in accepted:
+            raise UserError(f"{info.family} has no hyper-parameter {key}; the nearest is {nearest(key, accepted)}")
+    net = network(**arguments)
+    if checkpoint is not None:
+        net = importlib.import_module(f"{__package__}.checkpoint").initialized(net, checkpoint)
     if not features_only:
         return net
     return importlib.import_module(f"{__package__}.features").feature_network(net, **selection)

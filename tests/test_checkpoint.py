@@ -64,6 +64,24 @@ def test_a_fused_checkpoint_does_not_go_into_a_train_time_network(net, tmp_path)
         load_checkpoint(create_model("visformer_tiny", **HPARAMS), path)
 
 
+@pytest.mark.parametrize("state", ["train", "full"])
+def test_create_model_takes_a_checkpoint_as_it_is(net, tmp_path, state):
+    path = tmp_path / "some.ckpt"
+    expected = net if state == "train" else reparameterize(net)
+    save_checkpoint(path, expected, CheckpointInfo("visformer_tiny", HPARAMS, state=state))
+    assert same(create_model("visformer_tiny", **HPARAMS, checkpoint=path), expected)
+    backbone = create_model("visformer_tiny", **HPARAMS, checkpoint=path, features_only=True)
+    weights = {parameter.name: parameter.asnumpy() for parameter in expected.get_parameters()}
+    assert "stage3.3.mlp.conv3.weight" in {parameter.name for parameter in backbone.get_parameters()}
+    for parameter in backbone.get_parameters():
+        np.testing.assert_array_equal(parameter.asnumpy(), weights[parameter.name])
+
+
+def test_a_misspelt_hyper_parameter_is_named():
+    with pytest.raises(UserError, match="visformer has no hyper-parameter num_head; the nearest is num_heads"):
+        create_model("visformer_tiny", num_head=(2, 2))
+
+
 def test_a_file_of_another_program_loads_by_name(net, tmp_path):
     path = tmp_path / "mindcv.ckpt"
     ms.save_checkpoint(net, str(path))

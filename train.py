@@ -86,7 +86,7 @@ def train(
         load_checkpoint(network, config.ckpt_path, new_head=True)
     level = supported_level(config.amp_level, device)
     loss = create_loss(config.loss, reduction=config.reduction)  # labels come smoothed
-    distillation, exported_teacher = create_distillation(config, loss, classes, level)
+    distillation, exported_teacher = create_distillation(config, loss, classes, train_loader.num_classes, level)
     imitation = create_imitation(config, network, level)
     mixed_precision(network, level)
     average = WeightAverage(network, config.ema_decay, config.ema_warmup) if config.ema else None
@@ -220,7 +220,7 @@ def check_teachers(config: Config) -> None:
 
 
 def create_distillation(
-    config: Config, loss: "nn.Cell", classes: Sequence[str], level: str
+    config: Config, loss: "nn.Cell", classes: Sequence[str], num_classes: int, level: str
 ) -> tuple["Distillation | None", "ExportedTeacher | None"]:
     """What takes the loss's place, and the teacher that runs before the step because it is an exported graph."""
     from mindcv_reparam.reparam import reparameterize
@@ -234,8 +234,8 @@ def create_distillation(
     if not config.teacher_ckpt:
         size = config.image_resize if isinstance(config.image_resize, tuple) else (config.image_resize,) * 2
         shape = (config.batch_size, config.in_channels, *size)
-        return Distillation(compared, None), ExportedTeacher(config.teacher, shape, len(classes))
-    teacher = reparameterize(load_teacher(config.teacher_ckpt, config.teacher, config, classes))
+        return Distillation(compared, None), ExportedTeacher(config.teacher, shape, num_classes)
+    teacher = reparameterize(load_teacher(config.teacher_ckpt, config.teacher, config, classes, num_classes))
     return Distillation(compared, freeze(mixed_precision(teacher, level), "teacher")), None
 
 

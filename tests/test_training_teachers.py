@@ -1,6 +1,7 @@
 """Teachers from files answer as the network that was saved, and are refused where they would not fit."""
 
 import dataclasses
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -9,7 +10,7 @@ from mindspore import nn, ops
 from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, random_images, randomise
 
 from mindcv_reparam import create_model
-from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
+from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
 from mindcv_reparam.config import Config, parse
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.reparam import reparameterize
@@ -39,7 +40,10 @@ def save(network: nn.Cell, path, **changes) -> str:
 
 
 def test_a_teacher_is_the_network_that_was_saved(network, checkpoint):
-    for teacher in (load_teacher(checkpoint, MODEL, CONFIG, CLASSES), load_imitated(checkpoint, MODEL, CONFIG)):
+    for teacher in (
+        load_teacher(checkpoint, MODEL, CONFIG, CLASSES, NUM_CLASSES),
+        load_imitated(checkpoint, MODEL, CONFIG),
+    ):
         assert not teacher.training
         expected = dict(network.parameters_and_names())
         for name, parameter in teacher.parameters_and_names():
@@ -49,7 +53,7 @@ def test_a_teacher_is_the_network_that_was_saved(network, checkpoint):
 @pytest.mark.parametrize(
     ("model", "changes", "classes", "message"),
     [
-        (MODEL, {}, "abcd", "tells 5 classes apart, the data has 4"),
+        (MODEL, {}, "abcd", "tells 5 classes apart, the student 4"),
         (MODEL, {}, "abdce", "class 2 of the teacher .* is 'c', that of the data 'd'"),
         (MODEL, {"mean": (0.0, 0.0, 0.0)}, CLASSES, "expects images of mean 123.675, 116.28, 103.53, the training"),
         (MODEL, {"std": (1.0, 1.0, 1.0)}, CLASSES, "expects images of std"),
@@ -59,14 +63,14 @@ def test_a_teacher_is_the_network_that_was_saved(network, checkpoint):
 )
 def test_a_teacher_of_something_else_is_refused(checkpoint, model, changes, classes, message):
     with pytest.raises(UserError, match=message):
-        load_teacher(checkpoint, model, dataclasses.replace(CONFIG, **changes), classes)
+        load_teacher(checkpoint, model, dataclasses.replace(CONFIG, **changes), classes, len(classes))
 
 
 def test_a_fused_network_is_not_imitated(network, tmp_path):
     path = save(reparameterize(network), tmp_path / "fused.ckpt", state="full")
     with pytest.raises(UserError, match="is fused"):
         load_imitated(path, MODEL, CONFIG)
-    assert not load_teacher(path, MODEL, CONFIG, CLASSES).training
+    assert not load_teacher(path, MODEL, CONFIG, CLASSES, NUM_CLASSES).training
 
 
 class Linear(nn.Cell):
@@ -78,6 +82,14 @@ class Linear(nn.Cell):
 
     def construct(self, x):
         return self.head(x.reshape(x.shape[0], -1))
+
+
+@pytest.fixture
+def exported_digits(tmp_path) -> str:
+    network = create_model(MODEL, **{**HPARAMS, "num_classes": 10, "img_size": (32, 32)}).set_train(False)
+    example = ms.Tensor(shape=[None, 3, 32, 32], dtype=ms.float32)
+    ms.export(network, example, file_name=str(tmp_path / "teacher"), file_format="MINDIR")
+    return str(tmp_path / "teacher.mindir")
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +111,7 @@ def test_an_exported_teacher_answers_as_its_network(exported):
 @pytest.mark.parametrize(
     ("name", "size", "classes", "message"),
     [
-        ("dynamic", IMAGE_SIZE, 7, r"puts out \(2, 5\) for 2 images, the data has 7 classes"),
+        ("dynamic", IMAGE_SIZE, 7, r"puts out \(2, 5\) for 2 images, the student has 7 classes"),
         ("one", IMAGE_SIZE, NUM_CLASSES, "does not take a batch of shape"),
         ("dynamic", (32, 32), NUM_CLASSES, "does not take a batch of shape"),
         ("text", IMAGE_SIZE, NUM_CLASSES, "is no MindIR file"),
@@ -133,3 +145,26 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_settings_that_contradict_each_other_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         parse(["--model", "riformer_s12", *flags.split()], "train")
+
+
+@pytest.mark.slow
+def test_training_asks_an_exported_teacher(exported_digits, tmp_path, monkeypatch):
+    """Through train.py: two epochs, of which both ask the teacher before every step."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    import train
+
+    monkeypatch.setattr(train, "create_model", lambda model, **options: create_model(model, **SIZES, **options))
+    settings = {
+        **dict(model=MODEL, device_target="CPU", dataset="digits", num_parallel_workers=1, num_samples=8, batch_size=4),
+        **dict(image_resize=32, epoch_size=2, warmup_epochs=0, ckpt_save_dir=tmp_path / "run"),
+        **dict(distill="soft", distill_alpha=1.0, teacher=exported_digits, label_smoothing=0.1),
+    }
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    monkeypatch.setattr("sys.argv", ["train.py", *flags])
+    asked = []
+    call = ExportedTeacher.__call__
+    monkeypatch.setattr(ExportedTeacher, "__call__", lambda self, images: asked.append(1) or call(self, images))
+    train.main()
+    assert len(asked) == 4
+    arrays, _ = read_checkpoint(tmp_path / "run" / f"{MODEL}_final.ckpt")
+    assert set(arrays) == {name for name, _ in create_model(MODEL, **SIZES).parameters_and_names()}

@@ -14,8 +14,14 @@ from mindcv_reparam.errors import UserError
 EXPORTED = ".mindir"
 
 
-def load_teacher(path: str | os.PathLike[str], model: str, config: Config, classes: Sequence[str]) -> nn.Cell:
+def load_teacher(
+    path: str | os.PathLike[str], model: str, config: Config, classes: Sequence[str], num_classes: int
+) -> nn.Cell:
     """The teacher of logits that a checkpoint holds, in evaluation mode, for the images of ``config``.
+
+    Args:
+        classes: names of the data's classes, by index.
+        num_classes: of the labels and the student, at least as many.
 
     Raises:
         UserError: the checkpoint cannot be read, does not fit the model, or tells other classes apart than the data;
@@ -23,9 +29,9 @@ def load_teacher(path: str | os.PathLike[str], model: str, config: Config, class
     """
     teacher, info = model_from_checkpoint(path, model, img_size=config.image_resize)
     _check_input(path, info, config)
-    if info.hparams["num_classes"] != len(classes):
+    if info.hparams["num_classes"] != num_classes:
         raise UserError(
-            f"the teacher {path} tells {info.hparams['num_classes']} classes apart, the data has {len(classes)}"
+            f"the teacher {path} tells {info.hparams['num_classes']} classes apart, the student {num_classes}"
         )
     for index, (known, given) in enumerate(zip(info.classes or classes, classes)):
         if known != given:
@@ -66,7 +72,7 @@ class ExportedTeacher:
 
     Args:
         shape: of a batch.
-        classes: that the data has.
+        classes: of the labels and the student.
 
     Raises:
         UserError: the file cannot be read, does not take such batches, or puts out another number of classes.
@@ -88,7 +94,7 @@ class ExportedTeacher:
             ) from None
         if logits != (shape[0], classes):
             raise UserError(
-                f"the teacher {path} puts out {logits} for {shape[0]} images, the data has {classes} classes"
+                f"the teacher {path} puts out {logits} for {shape[0]} images, the student has {classes} classes"
             )
 
     def __call__(self, images: Tensor) -> Tensor:

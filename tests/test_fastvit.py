@@ -84,6 +84,7 @@ CELLS = {
     "pointwise": (lambda: MobileOneBlock(8, 8, 1), 8),
     "squeeze-and-excitation": (lambda: MobileOneBlock(8, 16, 3, groups=8, squeeze_excite=True), 8),
     "patch embedding": (lambda: PatchEmbed(8, 16, "exact"), 8),
+    "positional encoding": (lambda: PositionalEncoding(8), 8),
     "ConvFFN": (lambda: ConvFFN(8, 16, "exact", 0.1), 8),
     "RepMixer block": (lambda: RepMixerBlock(8, **MIX), 8),
     "attention block": (lambda: AttentionBlock(64, **MIX), 64),

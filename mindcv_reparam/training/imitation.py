@@ -1,4 +1,8 @@
-"""Module imitation: RIFormer learns from a PoolFormer's blocks (Wang et al., arXiv 2304.05659, section 3.4)."""
+"""Module imitation: RIFormer learns from a PoolFormer's blocks (Wang et al., arXiv 2304.05659, section 3.4).
+
+There is no published code of it. Where the equations leave a choice: tokens have length one before they are related,
+what the teacher's mixer makes of the student's input is a constant target, and both phases start with the training.
+"""
 
 import logging
 import os

@@ -168,3 +168,19 @@ def test_training_asks_an_exported_teacher(exported_digits, tmp_path, monkeypatc
     assert len(asked) == 4
     arrays, _ = read_checkpoint(tmp_path / "run" / f"{MODEL}_final.ckpt")
     assert set(arrays) == {name for name, _ in create_model(MODEL, **SIZES).parameters_and_names()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model fastvit_t8 --imitation_ckpt p.ckpt", "is for the models riformer_.*, not fastvit_t8"),
+        ("--model fastvit_t8 --distill hard --teacher regnety_16 --teacher_ckpt t.ckpt", "nearest is 'regnety_160'"),
+    ],
+)
+def test_teachers_that_no_student_here_has_are_refused_at_once(flags, message, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    import train
+
+    monkeypatch.setattr("sys.argv", ["train.py", *flags.split()])
+    with pytest.raises(UserError, match=message):
+        train.main()

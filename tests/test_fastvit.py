@@ -146,9 +146,9 @@ def test_initialisation():
 
 def test_stochastic_depth_is_on_the_residual_branches():
     net = create_model("fastvit_sa12")
-    rates = [getattr(block.drop_path, "dropout", None) for stage in net.stages for block in stage.blocks]
-    assert rates[0] is None
-    assert np.allclose([dropout.p for dropout in rates[1:]], np.linspace(0, 0.1, 12)[1:])
+    first, *others = [block.drop_path for stage in net.stages for block in stage.blocks]
+    assert isinstance(first, nn.Identity)
+    assert np.allclose([cell.rate for cell in others], np.linspace(0, 0.1, 12)[1:])
 
 
 @pytest.mark.slow

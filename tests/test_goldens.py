@@ -13,8 +13,9 @@ from mindcv_reparam.reparam import LEVELS
 
 INFERENCE = [name for name in names() if not name.startswith("train-")]
 QUICK = ("timm-visformer_tiny", "timm-fastvit_t8", "mmpretrain-riformer_s12", "timm-poolformer_s12")
-# Deeper networks of the same blocks: of their fused forms, the one that has all the folds is run.
-DEEP = ("24", "36", "48", "gfnet_h_s", "gfnet_h_b")
+# Only these families have branches to fuse, and their deeper networks are made of the same blocks; of the others, the
+# fused form that has all the folds is run.
+BRANCHED, DEEP = ("fastvit", "riformer"), ("24", "36", "48")
 
 
 class ChannelsFirst(nn.Cell):
@@ -52,6 +53,10 @@ def parametrized(name: str) -> object:
     return name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
 
 
+def is_one_of(parts: tuple[str, ...], name: str) -> bool:
+    return any(part in name for part in parts)
+
+
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference, relative to the largest expected number."""
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
@@ -84,10 +89,11 @@ def test_outputs_are_those_of_the_reference(name):
     for level in LEVELS:
         fused = reparameterize(net, level)
         assert count_parameters(fused) == params[level], level
-        if level == "full" or not any(part in name for part in DEEP):
+        if level == "full" or (is_one_of(BRANCHED, name) and not is_one_of(DEEP, name)):
             assert difference(fused(Tensor(golden.images)).asnumpy(), expected) <= 2e-5, level
 
-    # The comparison can fail: a weight of the last stage reaches the logits.
+    # The comparison can fail: a weight of the last stage reaches the logits. (A common factor a norm would undo.)
     weight = next(p for p in reversed(list(fused.get_parameters())) if p.ndim == 4)
-    weight.set_data(weight * 1.01)
+    factors = np.random.default_rng(0).uniform(0.9, 1.1, weight.shape)
+    weight.set_data(Tensor(weight.asnumpy() * factors, weight.dtype))
     assert difference(fused(Tensor(golden.images)).asnumpy(), expected) > 1e-4

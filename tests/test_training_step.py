@@ -161,6 +161,22 @@ def test_average_follows_its_formula(warmup):
     assert np.any(network.weight.asnumpy() != online)
 
 
+@pytest.mark.parametrize("kind", ["every batch", "accumulation", "overflow check"])
+def test_applying_the_average_does_not_hold_it_up(kind):
+    """A compiled branch keeps the memory of the parameters it writes, whatever `set_data` gives them since."""
+    found = []
+    for applied in (False, True):
+        options = {"accumulation": {"accumulation_steps": 2}, "overflow check": {"drop_overflow_update": True}}
+        network, step = build(ema={"decay": 0.5, "warmup": 0.0}, **options.get(kind, {}))
+        for t in range(6):
+            call(step, *batch(t), update=t % step.accumulation_steps == step.accumulation_steps - 1)
+            if applied and t in (1, 3):
+                with step.average.applied():
+                    pass
+        found.append((step.average.shadow[0].asnumpy().copy(), weights(network)))
+    np.testing.assert_array_equal(found[0], found[1])
+
+
 def test_gradients_by_name_match_numpy():
     network = Linear()
     x, labels = batch(3)

@@ -51,7 +51,9 @@ class WeightAverage(nn.Cell):
             self._swap()
 
     def _swap(self) -> None:
+        # In place: after `set_data` the branches of a compiled step (accumulation, overflow check) would go on writing
+        # into the memory that the shadows had before.
         for online, shadow in zip(self.online, self.shadow):
-            held = online.asnumpy().copy()
-            online.set_data(Tensor(shadow.asnumpy().copy()))
-            shadow.set_data(Tensor(held))
+            held = Tensor(online.asnumpy().copy())
+            ops.assign(online, Tensor(shadow.asnumpy().copy()))
+            ops.assign(shadow, held)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, ops
 
 from .evaluate import Ranks
 
@@ -23,4 +23,4 @@ def average_statistics(parameters: Iterable[Parameter], ranks: Ranks) -> None:
     means = (ranks.sum(local) / ranks.size).astype(np.float32)
     ends = np.cumsum([parameter.size for parameter in statistics])
     for parameter, mean in zip(statistics, np.split(means, ends[:-1])):
-        parameter.set_data(Tensor(mean.reshape(parameter.shape)))
+        ops.assign(parameter, Tensor(mean.reshape(parameter.shape)))  # in place, see WeightAverage

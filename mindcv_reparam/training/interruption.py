@@ -10,15 +10,16 @@ from .evaluate import Ranks
 
 # SIGUSR1 because mpirun hands it on to the ranks; what it does on SIGTERM and SIGINT leaves them 0.1 s to live.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_SECONDS = 1.0  # several ranks ask each other about this often
+_SECONDS = 0.25  # several ranks ask each other about this often
 
 
 class Interruption:
     """Within the block `SIGNALS` are noted instead of ending the process; `agreed` tells when to stop.
 
     One rank may hear a signal earlier than another, or alone, so the ranks ask each other. That is a collective and
-    keeps the host from running ahead of the device, so after the first measurement of the speed they do it about once a
-    second. A single rank looks after every step, for free. Outside the main thread nothing is installed.
+    keeps the host from running ahead of the device, so once the speed is known they do it after every step that takes
+    at least a quarter of a second, and as often where steps are shorter. A single rank looks after every step, for
+    free. Outside the main thread nothing is installed.
     """
 
     def __init__(self, ranks: Ranks) -> None:

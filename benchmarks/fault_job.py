@@ -1,0 +1,52 @@
+"""train.py with a network small enough to be killed often; the arguments are those of train.py.
+
+Batches come slowly enough to hit a given step. ``FAULT_NAN=N`` in the environment makes every pixel of the N-th batch
+(from 0) a NaN.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import train
+from mindcv_reparam import runtime
+from mindcv_reparam.data.loader import Loader
+from mindcv_reparam.errors import run_script
+from mindcv_reparam.registry import register_variants
+
+SECONDS = 0.1  # per batch
+MODEL = "visformer_tiny_v2"
+SMALL = dict(init_channels=8, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 2), qk_scale=-0.5, drop_path_rate=0.3)
+
+
+def main() -> None:
+    runtime.prepare("CPU")
+    from mindcv_reparam.models.visformer import Visformer
+
+    register_variants(Visformer, {MODEL: SMALL})
+    Loader.epoch = faulty_epoch(Loader.epoch, int(os.environ.get("FAULT_NAN", -1)))
+    train.main()
+
+
+def faulty_epoch(epoch_of: Callable[..., Iterator], spoiled: int) -> Callable[..., Iterator]:
+    """The loader's ``epoch``, slow and with one training batch spoiled."""
+
+    def epoch(self: Loader, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+        for step, (images, *rest) in enumerate(epoch_of(self, epoch, start_step), start_step):
+            time.sleep(SECONDS)
+            is_training = len(rest) == 1
+            if is_training and epoch * self.steps_per_epoch + step == spoiled:
+                images = images * np.nan
+            yield (images, *rest)
+
+    return epoch
+
+
+if __name__ == "__main__":
+    run_script(main)

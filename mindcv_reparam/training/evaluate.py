@@ -31,7 +31,7 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts over all ranks; `loss` is the mean cross-entropy, the accuracies are percentages."""
+    """Counts over all ranks; `loss` is the mean cross-entropy, the accuracies are percentages, the rate is of all."""
 
     samples: int
     correct1: int
@@ -61,16 +61,16 @@ def evaluate(network: nn.Cell, loader: EvalLoader, ranks: Ranks) -> Evaluation:
     was_training = network.training
     network.set_train(False)
     sums = np.zeros(4)
-    start = time.perf_counter()
+    clock = _Clock()
     for images, labels, weights in loader.epoch(0):
         logits = network(Tensor(images)).asnumpy().astype(np.float64)
         rank, loss = ranks_and_losses(logits, labels)
         sums += [float((weights * values).sum()) for values in (np.ones_like(rank), rank < 1, rank < 5)] + [
             float(loss[weights > 0].sum())
         ]
-    seconds = time.perf_counter() - start
+        clock.count(float(weights.sum()))
     network.set_train(was_training)
-    samples, correct1, correct5, loss_sum = ranks.sum(sums)
+    samples, correct1, correct5, loss_sum, rate = ranks.sum([*sums, clock.rate])
     if samples == 0:
         raise UserError("nothing to evaluate: the validation split has no readable image; check data_dir and val_split")
     return Evaluation(
@@ -78,8 +78,24 @@ def evaluate(network: nn.Cell, loader: EvalLoader, ranks: Ranks) -> Evaluation:
         correct1=round(correct1),
         correct5=round(correct5),
         loss=loss_sum / samples,
-        images_per_second=samples / seconds,
+        images_per_second=rate,
     )
+
+
+class _Clock:
+    """Images per second after the first batch, which is spent on compilation; with it if there is no other."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.images = 0.0
+        self.rate = 0.0
+        self.warm = False
+
+    def count(self, images: float) -> None:
+        self.images += images
+        self.rate = self.images / (time.perf_counter() - self.start)
+        if not self.warm:
+            self.warm, self.images, self.start = True, 0.0, time.perf_counter()
 
 
 def ranks_and_losses(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

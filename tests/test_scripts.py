@@ -102,7 +102,7 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
     folder, log = trained
     assert {file.name for file in folder.iterdir()} == {
         *("visformer_tiny.yaml", "metrics.csv", "curves.png", "visformer_tiny_best.ckpt", "visformer_tiny_final.ckpt"),
-        *("visformer_tiny-0001.ckpt", "visformer_tiny-0002.ckpt"),
+        *("visformer_tiny-0001.ckpt", "visformer_tiny-0002.ckpt", "visformer_tiny_resume.npz"),
     }
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]

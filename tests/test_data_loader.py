@@ -168,6 +168,14 @@ def test_bad_images_in_training_are_replaced_counted_and_named_once(folder, capl
     assert_same(epochs[1], epoch_of(folder, batch_size=11, epoch=1))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_names_of_any_ranks_batch(folder, size):
+    loader = make_loader(folder, shuffle=False, size=size, batch_size=2)
+    for rank in range(size):
+        names = loader.names(0, 1, rank)
+        assert names == [loader.batches.source.name((2 + row) * size + rank) for row in range(2)]
+
+
 def test_a_data_set_of_bad_images_ends_the_training(folder):
     for file in (folder / "train").rglob("*.jpg"):
         file.write_text("no image")
@@ -242,6 +250,15 @@ def three_processes(folder, monkeypatch):
     monkeypatch.setattr(loader, "_usable_cores", lambda: 3)
     with make_loader(folder, num_parallel_workers=3, batch_size=1, epoch_size=50) as batches:
         yield batches
+
+
+@pytest.mark.slow
+def test_processes_leave_signals_to_their_parent(three_processes):
+    list(three_processes.epoch(0))
+    for pid in process_ids(three_processes):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(pid, number)
+    assert len(list(three_processes.epoch(1))) == 11
 
 
 @pytest.mark.slow

@@ -149,6 +149,21 @@ def test_accumulation_updates_every_second_batch_across_epochs():
     assert trainer.step.optimizer.updates.asnumpy() == 5
 
 
+def test_unreadable_images_are_told_per_epoch(caplog):
+    trainer = build(epochs=2)
+    served = trainer.loader.epoch
+
+    def epoch(epoch: int, start_step: int = 0):
+        trainer.loader.skipped += 3 if epoch == 1 else 0
+        yield from served(epoch, start_step)
+
+    trainer.loader.epoch = epoch
+    with caplog.at_level(logging.INFO, logger="mindcv_reparam"):
+        assert trainer.run()["unreadable_images"] == 3
+    ends = [record.getMessage() for record in caplog.records if "done" in record.getMessage()]
+    assert ["3 unreadable images replaced" in line for line in ends] == [False, True]
+
+
 def test_a_nan_loss_stops_with_its_step():
     trainer = build(broken=frozenset({(1, 2)}), log_interval=100)
     with pytest.raises(UserError, match="nan at epoch 2, step 3 of 5"):

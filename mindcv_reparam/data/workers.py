@@ -145,7 +145,8 @@ def _environment() -> dict[str, str]:
 
 def serve(descriptor: int) -> None:
     """The worker process: receive the batches' recipe, then make the batch of every (epoch, step) received."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # often sent to the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     requests = os.fdopen(os.dup(0), "rb")
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not end up among the replies

@@ -32,7 +32,7 @@ demo: setup
 	python export.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --batch_size dynamic --output $(DEMO)
 
 test: setup
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	ruff check .

@@ -1,9 +1,11 @@
 """Interrupted at any step and resumed, training ends with the bits of an uninterrupted run."""
 
+import gc
 import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -181,6 +183,23 @@ def test_the_end_of_an_epoch_is_saved_before_its_validation(tmp_path, whole):
     resumed.trainer.run(start)
     assert_same(resumed, whole)
     assert resumed.results() == whole.results()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_state(tmp_path, capfd):
+    run = Run(tmp_path)
+    run.state.save(Progress(0, 1))
+    run.state.parameters["large"] = ms.Parameter(Tensor(np.zeros(100_000), ms.float32), name="large")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*small_resume.npz: File too large"):
+            run.state.save(Progress(0, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()
+    assert "Exception ignored" not in capfd.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["small_resume.npz"]
+    assert Run(tmp_path).state.restore(run.state.path) == Progress(0, 1)
 
 
 def test_states_are_saved_at_intervals(tmp_path):

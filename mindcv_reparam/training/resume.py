@@ -104,7 +104,7 @@ class TrainingState:
             entries |= {_SHARED + name: value for name, value in values.items()}
             entries |= {_STACKED + name: value for name, value in stacked.items()}
             with written_whole(self.path) as temporary:
-                np.savez(temporary, **entries)
+                _write(temporary, entries)
         self.ranks.barrier()
 
     def restore(self, path: Path) -> Progress:
@@ -209,6 +209,14 @@ def _settings(config: Config) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def _write(path: Path, entries: Mapping[str, np.ndarray]) -> None:
+    """What `np.savez` does, which leaves its archive open when the disk is full."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in entries.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, value, allow_pickle=False)
 
 
 @contextlib.contextmanager

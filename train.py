@@ -8,7 +8,6 @@ import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mindcv_reparam import distributed, runtime
 from mindcv_reparam.config import Config, parse, save_yaml
@@ -16,13 +15,6 @@ from mindcv_reparam.data import Loader, create_dataset, create_loader, parse_aut
 from mindcv_reparam.errors import UserError, run_script
 from mindcv_reparam.files import clear_unfinished, set_aside
 from mindcv_reparam.registry import create_model, model_info
-
-if TYPE_CHECKING:
-    from mindspore import nn
-
-    from mindcv_reparam.training.distillation import Distillation
-    from mindcv_reparam.training.imitation import Imitation
-    from mindcv_reparam.training.teachers import ExportedTeacher
 
 
 def main() -> None:
@@ -70,6 +62,7 @@ def train(
     from mindcv_reparam.training.resume import Progress, TrainingState, resume_path, state_path
     from mindcv_reparam.training.schedule import learning_rates, scaled_rates
     from mindcv_reparam.training.step import TrainStep
+    from mindcv_reparam.training.teachers import create_distillation, create_imitation
     from mindcv_reparam.training.trainer import Trainer
 
     hparams = {
@@ -217,44 +210,6 @@ def check_teachers(config: Config) -> None:
         model_info(config.teacher)
     if config.imitation_ckpt and model_info(config.model).family != "riformer":
         raise UserError(f"imitation_ckpt is for the models riformer_*, which imitate a PoolFormer, not {config.model}")
-
-
-def create_distillation(
-    config: Config, loss: "nn.Cell", classes: Sequence[str], num_classes: int, level: str
-) -> tuple["Distillation | None", "ExportedTeacher | None"]:
-    """What takes the loss's place, and the teacher that runs before the step because it is an exported graph."""
-    from mindcv_reparam.reparam import reparameterize
-    from mindcv_reparam.training.distillation import Distillation, DistillationLoss, freeze
-    from mindcv_reparam.training.precision import mixed_precision
-    from mindcv_reparam.training.teachers import ExportedTeacher, load_teacher
-
-    if not config.distill:
-        return None, None
-    compared = DistillationLoss(loss, config.distill, config.distill_alpha, config.distill_tau)
-    if not config.teacher_ckpt:
-        size = config.image_resize if isinstance(config.image_resize, tuple) else (config.image_resize,) * 2
-        shape = (config.batch_size, config.in_channels, *size)
-        return Distillation(compared, None), ExportedTeacher(config.teacher, shape, num_classes)
-    teacher = reparameterize(load_teacher(config.teacher_ckpt, config.teacher, config, classes, num_classes))
-    return Distillation(compared, freeze(mixed_precision(teacher, level), "teacher")), None
-
-
-def create_imitation(config: Config, network: "nn.Cell", level: str) -> "Imitation | None":
-    """The imitation of the PoolFormer of the network's size, which donates its weights unless there is a ckpt_path."""
-    from mindcv_reparam.training.distillation import freeze
-    from mindcv_reparam.training.imitation import Imitation, donate
-    from mindcv_reparam.training.precision import mixed_precision
-    from mindcv_reparam.training.teachers import load_imitated
-
-    if not config.imitation_ckpt:
-        return None
-    teacher = load_imitated(config.imitation_ckpt, config.model.replace("riformer", "poolformer"), config)
-    if not config.ckpt_path:
-        donate(teacher, network, config.imitation_ckpt)
-    factors = (config.imitation_in, config.imitation_out, config.imitation_rel)
-    if not any(factors):
-        return None
-    return Imitation(freeze(mixed_precision(teacher, level), "imitated"), factors, config.imitation_epochs)
 
 
 if __name__ == "__main__":

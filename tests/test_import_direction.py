@@ -35,7 +35,7 @@ ALLOWED = {
     "deploy": WEIGHTS,
     "complexity": WEIGHTS | {"deploy"},
     "data": BASE | {"config", "distributed"},
-    "training": BASE | {"config", "distributed", "checkpoint"},
+    "training": BASE | {"config", "distributed", "reparam", "checkpoint"},
 }
 WIRING = {"__main__", "commands"}
 WITHOUT_MINDSPORE = [

@@ -10,8 +10,41 @@ from mindspore import Tensor, nn, ops
 from mindcv_reparam.checkpoint import CheckpointInfo, model_from_checkpoint
 from mindcv_reparam.config import Config
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.reparam import reparameterize
+
+from .distillation import Distillation, DistillationLoss, freeze
+from .imitation import Imitation, donate
+from .precision import mixed_precision
 
 EXPORTED = ".mindir"
+
+
+def create_distillation(
+    config: Config, loss: nn.Cell, classes: Sequence[str], num_classes: int, level: str
+) -> tuple[Distillation | None, "ExportedTeacher | None"]:
+    """What takes the loss's place, and the teacher that runs before the step because it is an exported graph."""
+    if not config.distill:
+        return None, None
+    compared = DistillationLoss(loss, config.distill, config.distill_alpha, config.distill_tau)
+    if not config.teacher_ckpt:
+        size = config.image_resize if isinstance(config.image_resize, tuple) else (config.image_resize,) * 2
+        shape = (config.batch_size, config.in_channels, *size)
+        return Distillation(compared, None), ExportedTeacher(config.teacher, shape, num_classes)
+    teacher = reparameterize(load_teacher(config.teacher_ckpt, config.teacher, config, classes, num_classes))
+    return Distillation(compared, freeze(mixed_precision(teacher, level), "teacher")), None
+
+
+def create_imitation(config: Config, network: nn.Cell, level: str) -> Imitation | None:
+    """The imitation of the PoolFormer of the network's size, which donates its weights unless there is a ckpt_path."""
+    if not config.imitation_ckpt:
+        return None
+    teacher = load_imitated(config.imitation_ckpt, config.model.replace("riformer", "poolformer"), config)
+    if not config.ckpt_path:
+        donate(teacher, network, config.imitation_ckpt)
+    factors = (config.imitation_in, config.imitation_out, config.imitation_rel)
+    if not any(factors):
+        return None
+    return Imitation(freeze(mixed_precision(teacher, level), "imitated"), factors, config.imitation_epochs)
 
 
 def load_teacher(

@@ -1,7 +1,7 @@
 """train.py with a network small enough to be killed often; the arguments are those of train.py.
 
-Batches come slowly enough to hit a given step. ``FAULT_NAN=N`` in the environment makes every pixel of the N-th batch
-(from 0) a NaN.
+Batches come slowly enough to hit a given step. ``FAULT_NAN="images N"`` or ``"labels N"`` in the environment makes all
+images or all labels of the N-th batch (from 0) NaN.
 """
 
 import os
@@ -30,19 +30,20 @@ def main() -> None:
     from mindcv_reparam.models.visformer import Visformer
 
     register_variants(Visformer, {MODEL: SMALL})
-    Loader.epoch = faulty_epoch(Loader.epoch, int(os.environ.get("FAULT_NAN", -1)))
+    Loader.epoch = faulty_epoch(Loader.epoch, *os.environ.get("FAULT_NAN", "none -1").split())
     train.main()
 
 
-def faulty_epoch(epoch_of: Callable[..., Iterator], spoiled: int) -> Callable[..., Iterator]:
+def faulty_epoch(epoch_of: Callable[..., Iterator], part: str, spoiled: str) -> Callable[..., Iterator]:
     """The loader's ``epoch``, slow and with one training batch spoiled."""
 
     def epoch(self: Loader, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
         for step, (images, *rest) in enumerate(epoch_of(self, epoch, start_step), start_step):
             time.sleep(SECONDS)
             is_training = len(rest) == 1
-            if is_training and epoch * self.steps_per_epoch + step == spoiled:
-                images = images * np.nan
+            if is_training and epoch * self.steps_per_epoch + step == int(spoiled):
+                batch = {"images": images, "labels": rest[0]}
+                batch[part][:] = np.nan
             yield (images, *rest)
 
     return epoch

@@ -223,6 +223,22 @@ def test_a_nan_names_the_images_and_the_last_good_state(tmp_path):
     assert Run(tmp_path).state.restore(run.state.path).epoch == 0
 
 
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(UserError, match="no state is saved yet"):
+        spoil(run).state.save(Progress(0, 1))
+    Run(tmp_path).state.save(Progress(0, 1))
+    message = r"norm.moving_mean is not finite after epoch 2, step 3 of 5; the last good state is .*small_resume.npz"
+    with pytest.raises(UserError, match=message):
+        run.state.save(Progress(1, 3))
+    assert Run(tmp_path).state.restore(run.state.path) == Progress(0, 1)
+
+
+def spoil(run: Run) -> Run:
+    run.parameters["norm.moving_mean"].set_data(Tensor(np.full(8, np.nan), ms.float32))
+    return run
+
+
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Interruption(Alone()) as interruption:
@@ -327,7 +343,7 @@ def test_what_differs_between_ranks_is_saved_for_each(tmp_path):
         others: list[np.ndarray] = []
 
         def gather(self, words):
-            return np.stack([self.others.pop(0) if self.others else words, words])
+            return np.stack([self.others.pop(0) if self.others and len(words) > 1 else words, words])
 
     parameters = {name: ms.Parameter(Tensor(np.arange(4.0) + 1, ms.float32), name=name) for name in ("own", "shared")}
     state = TrainingState(tmp_path / "small_resume.npz", parameters, Second(), Config(model="small"), STEPS)

@@ -89,9 +89,11 @@ class TrainingState:
         """Write the file, whole or not at all. Collective; rank 0 writes.
 
         Raises:
-            UserError: the file system refuses.
+            UserError: the file system refuses, or something has become infinite or NaN: the last good file stays. The
+                loss does not always tell, since some kernels' ReLU turns NaN into 0.
         """
         values = {name: parameter.asnumpy() for name, parameter in self.parameters.items()}
+        self._check_finite(values, progress)
         stacked = {name: self._gather(values.pop(name)) for name in self._differing(values)}
         if self.ranks.is_main:
             run = {
@@ -106,6 +108,10 @@ class TrainingState:
             with written_whole(self.path) as temporary:
                 _write(temporary, entries)
         self.ranks.barrier()
+
+    def last_good(self) -> str:
+        """For messages."""
+        return f"the last good state is {self.path}" if self.path.is_file() else "no state is saved yet"
 
     def restore(self, path: Path) -> Progress:
         """Set every parameter to what it was on this rank when the file was written; returns how far the run was.
@@ -152,6 +158,16 @@ class TrainingState:
             raise UserError(
                 f"{path} was written in the middle of an epoch of {run['steps_per_epoch']} steps, which now has "
                 f"{self.steps_per_epoch}: resume with the data and batch size it had"
+            )
+
+    def _check_finite(self, values: Mapping[str, np.ndarray], progress: Progress) -> None:
+        names = list(values)
+        first = next((index for index, name in enumerate(names) if not np.isfinite(values[name]).all()), -1)
+        found = self.ranks.gather(np.array([first], np.int32)).max()
+        if found >= 0:
+            raise UserError(
+                f"{names[found]} is not finite after epoch {progress.epoch + 1}, step {progress.step} of "
+                f"{self.steps_per_epoch}; {self.last_good()}; lower lr, clip the gradient (clip_grad) or use amp_level O0"
             )
 
     def _gather(self, value: np.ndarray) -> np.ndarray:

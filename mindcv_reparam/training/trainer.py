@@ -249,9 +249,7 @@ class Trainer:
             )
 
     def _last_good(self) -> str:
-        if self.state and self.state.path.is_file():
-            return f"the last good state is {self.state.path}"
-        return "no state is saved yet"
+        return self.state.last_good() if self.state else "no state is saved"
 
     def _line(self, epoch: int, step: int, means: np.ndarray, measured: np.ndarray) -> str:
         images, seconds, waited = measured

@@ -166,8 +166,9 @@ class TrainingState:
         found = self.ranks.gather(np.array([first], np.int32)).max()
         if found >= 0:
             raise UserError(
-                f"{names[found]} is not finite after epoch {progress.epoch + 1}, step {progress.step} of "
-                f"{self.steps_per_epoch}; {self.last_good()}; lower lr, clip the gradient (clip_grad) or use amp_level O0"
+                f"{names[found]} is not finite after epoch {progress.epoch + 1}, step {progress.step} "
+                f"of {self.steps_per_epoch}; {self.last_good()}; lower lr, clip the gradient (clip_grad) or use "
+                "amp_level O0"
             )
 
     def _gather(self, value: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def _randomise(parameter, rng: np.random.Generator, scales: str) -> None:
 def _with_folded_queries(net: "nn.Cell") -> "nn.Cell | None":
     """The train-time network with the scale of attention in the rows of q and nothing else folded."""
     from mindcv_reparam.layers import Attention
-    from mindcv_reparam.reparam import replace_children
+    from mindcv_reparam.reparam import reparameterize, replace_children
 
     new = replace_children(net)
     places = [
@@ -99,7 +99,7 @@ def _with_folded_queries(net: "nn.Cell") -> "nn.Cell | None":
         if isinstance(child, Attention)
     ]
     for cell, name, attention in places:
-        setattr(cell, name, attention.fuse())
+        setattr(cell, name, reparameterize(attention))
     return new if places else None
 
 

@@ -2,7 +2,7 @@
 #            make demo MODEL=fastvit_t8 or MODEL=riformer_s12 does it with another family
 # make test: set up, then run the tests; make lint: the linter and the formatter check
 
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 MODEL ?= visformer_tiny
 CONFIG = $(wildcard configs/*/$(MODEL)_digits_cpu.yaml)
@@ -29,6 +29,7 @@ demo: setup
 	mpirun -n 2 python validate.py -c $(CONFIG) --ckpt_path $(DEMO)/$(MODEL)_best.ckpt
 	python -m mindcv_reparam reparameterize -c $(CONFIG) --ckpt_path $(DEMO)/$(MODEL)_best.ckpt --output $(DEMO)/fused.ckpt
 	python validate.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --output $(DEMO)/accuracy.json
+	python -c "import json; top1 = json.load(open('$(DEMO)/accuracy.json'))['top1']; assert top1 >= 97, top1"
 	python export.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --batch_size dynamic --output $(DEMO)
 
 test: setup

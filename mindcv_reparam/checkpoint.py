@@ -70,7 +70,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
     """
     if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}{_alternatives(path)}")
-    mindspore_log = logging.getLogger("ME")
+    mindspore_log = logging.getLogger(f"ME.mindspore.log.{os.getpid()}")
     disabled, mindspore_log.disabled = mindspore_log.disabled, True  # it prints what is raised below a second time
     try:
         entries = ms.load_checkpoint(str(path), crc_check=True)

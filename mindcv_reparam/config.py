@@ -18,6 +18,7 @@ import yaml
 
 from mindcv_reparam.errors import Parser, UserError, nearest
 from mindcv_reparam.files import written_whole
+from mindcv_reparam.registry import model_info
 from mindcv_reparam.settings import Text, choices, elements, members, read, setting, takes_several
 
 SCRIPTS = {
@@ -141,7 +142,7 @@ class Config:
     epoch_size: int = _training("T", 90, "epochs", at_least=1)
     val_while_train: bool = _training("T", False, "validate during the training")
     val_interval: int = _training("T", 1, "epochs between validations", at_least=1)
-    dataset_sink_mode: bool = _training("T", True, "feed the data from the device's queue (Ascend only)")
+    dataset_sink_mode: bool = _training("T", True, "accepted for MindCV's sake: batches are fed step by step")
     gradient_accumulation_steps: int = _training("T", 1, "batches per update", at_least=1)
     clip_grad: bool = _training("T", False, "limit the gradient's global norm to clip_value")
     clip_value: float = _training("T", 15.0, "largest gradient norm", above=0)
@@ -203,7 +204,7 @@ class Config:
     amp_level: Literal["O0", "O1", "O2", "O3"] = _precision(
         "T", "O0", "float16 for O0: nothing; O1: convolutions and dense; O2: all but norms; O3: all"
     )
-    val_amp_level: Literal["O0", "O1", "O2", "O3"] = _precision("TV", "O0", "the same for validating")
+    val_amp_level: Literal["O0", "O1", "O2", "O3"] = _precision("V", "O0", "the same for validate.py")
     loss_scale_type: Literal["fixed", "dynamic"] = _precision("T", "fixed", "loss scaling")
     loss_scale: float = _precision("T", 1.0, "the scale, or where dynamic starts", above=0)
     drop_overflow_update: bool = _precision("T", False, "skip updates whose gradients overflowed")
@@ -373,13 +374,23 @@ def _convert(name: str, text: Text, where: str, label: str) -> dict[str, Any]:
         return {"re_mode": "pixel"}
     try:
         if name not in INACTIVE:
-            return {name: read(label, _HINTS[name], SETTINGS[name].metadata["limits"], text)}
+            value = read(label, _HINTS[name], SETTINGS[name].metadata["limits"], text)
+            if name == "model" and value is not None:
+                _check_model(value, where + label)
+            return {name: value}
         hint, off, instead = INACTIVE[name]
         if read(label, hint, {}, text) != off:
             raise ValueError(f"{label} can only be {off}: {instead}")
     except ValueError as error:
         raise UserError(f"{where}{error}") from None
     return {}
+
+
+def _check_model(name: str, where: str) -> None:
+    try:
+        model_info(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ MindSpore's defaults differ from the field's (asymmetric "same" padding, no conv
 are about to change, so every layer is built by the functions below, which say them all.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import mindspore as ms
@@ -12,10 +13,17 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from . import fusion
+from .errors import UserError
 from .reparam import Reparameterizable, float64_parameter, replace_children
 from .stochastic import Dropout, DropPath
 
 Gelu = Literal["exact", "tanh"]
+
+
+def check_map_size(size: Sequence[int], img_size: Sequence[int], stride: int) -> None:
+    """Raise UserError if an image leaves a map without pixels, for networks with a parameter per pixel."""
+    if not all(size):
+        raise UserError(f"image size {'x'.join(map(str, img_size))} is too small: no pixel is left at stride {stride}")
 
 
 def conv2d(

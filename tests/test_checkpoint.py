@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -8,6 +11,7 @@ from mindcv_reparam import checkpoint, create_model, load_checkpoint, reparamete
 from mindcv_reparam.checkpoint import CheckpointInfo, model_from_checkpoint, read_checkpoint, save_checkpoint
 from mindcv_reparam.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 HPARAMS = {"num_classes": 10, "img_size": 32}
 
 
@@ -77,6 +81,17 @@ def test_create_model_takes_a_checkpoint_as_it_is(net, tmp_path, state):
         np.testing.assert_array_equal(parameter.asnumpy(), weights[parameter.name])
 
 
+@pytest.mark.parametrize("model", ["visformer_tiny", "gfnet_h_ti"])
+def test_an_image_too_small_for_the_strides_is_refused(model):
+    with pytest.raises(UserError, match="image size 16x64 is too small: no pixel is left at stride 32"):
+        create_model(model, img_size=(16, 64))
+
+
+def test_any_number_of_channels_and_shape_of_image():
+    net = create_model("visformer_tiny", num_classes=3, in_channels=1, img_size=(64, 32))
+    assert net(ms.Tensor(np.ones((2, 1, 64, 32)), ms.float32)).shape == (2, 3)
+
+
 def test_a_misspelt_hyper_parameter_is_named():
     with pytest.raises(UserError, match="visformer has no hyper-parameter num_head; the nearest is num_heads"):
         create_model("visformer_tiny", num_head=(2, 2))
@@ -102,6 +117,18 @@ def test_a_damaged_file_is_one_clear_error(net, saved, damage):
     saved.write_bytes(raw if damage is None else damage(bytes(raw)))
     with pytest.raises(UserError, match="no whole checkpoint"):
         read_checkpoint(saved)
+
+
+def test_mindspore_says_nothing_beside_the_error(tmp_path):
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(b"no checkpoint")
+    program = (
+        "import sys; from mindcv_reparam.checkpoint import read_checkpoint\n"
+        "try: read_checkpoint(sys.argv[1])\nexcept Exception as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, capture_output=True, text=True)
+    assert "no whole checkpoint" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_wrong_path_names_what_is_there(saved):

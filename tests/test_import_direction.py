@@ -20,7 +20,7 @@ ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "settings": {"errors"},
-    "config": BASE,
+    "config": BASE | {"registry"},
     "distributed": BASE,
     "runtime": BASE | {"distributed"},
     "fusion": BASE,

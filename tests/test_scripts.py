@@ -179,12 +179,12 @@ def test_mindcvs_recipe_trains_on_an_image_folder_on_cpu(tmp_path):
                 pixels = rng.integers(0, 256, (60, 80, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{index}.jpg")
     (tmp_path / "recipe.yaml").write_text(MINDCV_RECIPE)
-    # As it stands but for the three settings that the issue allows, and a batch that a small folder fills.
+    # As it stands but for data, devices and epochs, and with a batch that a small folder fills.
     options = ("--data_dir", tmp_path / "data", "--distribute", "False", "--epoch_size", 1, "--batch_size", 4)
     _, log = run(
         ROOT / "train.py", "--config", tmp_path / "recipe.yaml", *options, "--ckpt_save_dir", tmp_path / "ckpt"
     )
-    assert "training in float32 (O0)" in log
+    assert "computing in float32 (O0)" in log
     assert "epoch 1/1 done" in log
     _, info = read_checkpoint(tmp_path / "ckpt/visformer_tiny_final.ckpt")
     assert info.classes == ["cat", "dog"]

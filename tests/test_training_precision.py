@@ -79,5 +79,5 @@ def test_a_cpu_falls_back_with_one_line(caplog):
         assert supported_level("O0", "CPU") == "O0"
         assert supported_level("O3", "Ascend") == "O3"
     assert [record.getMessage() for record in caplog.records] == [
-        "amp_level O3 needs float16 arithmetic, which the CPU only emulates: training in float32 (O0)"
+        "amp_level O3 needs float16 arithmetic, which the CPU only emulates: computing in float32 (O0)"
     ]

@@ -16,6 +16,7 @@ from ..layers import (
     Gelu,
     GlobalAvgPool,
     GroupNorm,
+    check_map_size,
     conv2d,
     dense,
     drop_path,
@@ -214,6 +215,7 @@ class GFNet(nn.Cell):
             patch_size = 2 if i else 4
             stride *= patch_size
             size = (img_size[0] // stride, img_size[1] // stride)
+            check_map_size(size, img_size, stride)
             patch_embed = conv2d(channels, dim, patch_size, stride=patch_size, padding=0, bias=True)
             arguments = (dim, size, mlp_ratio, layer_scale_init_value, gelu, drop_rate)
             stages.append(Stage(patch_embed, [Block(*arguments, rate) for rate in rates]))

@@ -16,6 +16,7 @@ from ..layers import (
     Gelu,
     GlobalAvgPool,
     batch_norm,
+    check_map_size,
     conv2d,
     dense,
     drop_path,
@@ -145,6 +146,7 @@ class Visformer(Reparameterizable, nn.Cell):
                 continue
             patch_size = 2 ** (i + 2) // stride
             stride, size = stride * patch_size, [side // patch_size for side in size]
+            check_map_size(size, img_size, stride)
             setattr(self, f"patch_embed{i}", PatchEmbed(channels, dims[i], patch_size))
             position = Tensor(np.zeros((1, dims[i], *size)), ms.float32)
             setattr(self, f"pos_embed{i}", Parameter(position, name=f"pos_embed{i}"))

@@ -17,7 +17,7 @@ _LAYER_STATISTICS = (nn.GroupNorm, nn.LayerNorm)
 def supported_level(level: str, device_target: str) -> str:
     """The level to use on a device: CPUs have no float16 arithmetic, so they train in float32 and say so."""
     if device_target == "CPU" and level != "O0":
-        log.info("amp_level %s needs float16 arithmetic, which the CPU only emulates: training in float32 (O0)", level)
+        log.info("amp_level %s needs float16 arithmetic, which the CPU only emulates: computing in float32 (O0)", level)
         return "O0"
     return level
 

@@ -403,7 +403,7 @@ def test_another_class_count_replaces_the_head_and_says_so(riformer, convert_fil
     net, info = model_from_checkpoint(path)
     assert net.head.weight.shape == (7, 512)
     assert "154 tensors used" in printed
-    assert "new, untrained head of 7 classes in place of head.weight, head.bias" in printed
+    assert "new, untrained head of 7 classes in place of head.bias, head.weight" in printed
     assert info.preprocessing["image_resize"] == [384, 384]
 
 

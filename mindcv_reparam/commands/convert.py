@@ -52,7 +52,7 @@ def _convert(args: argparse.Namespace) -> None:
     conversion = convert(source.tensors, args.model)
     hparams = _hparams(conversion, source, args)
     net, new_head = _network(conversion, source, hparams)
-    replaced = [name for name in conversion.parameters if new_head and name.startswith(f"{net.classifier}.")]
+    replaced = sorted(name for name in conversion.parameters if new_head and name.startswith(f"{net.classifier}."))
 
     preprocessing = dict(model_info(conversion.model).preprocessing)
     if "img_size" in hparams:

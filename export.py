@@ -8,13 +8,10 @@ from pathlib import Path
 from mindcv_reparam import runtime
 from mindcv_reparam.config import parse
 from mindcv_reparam.errors import run_script
-from mindcv_reparam.registry import model_info
 
 
 def main() -> None:
     config = parse(None, "export")
-    if config.model:
-        model_info(config.model)
     runtime.show_log()
     runtime.prepare(config.device_target, config.mode, config.seed)
 

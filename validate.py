@@ -12,13 +12,10 @@ from mindcv_reparam.config import parse
 from mindcv_reparam.data import create_dataset, create_loader
 from mindcv_reparam.errors import run_script
 from mindcv_reparam.files import written_whole
-from mindcv_reparam.registry import model_info
 
 
 def main() -> None:
     config = parse(None, "validate")
-    if config.model:
-        model_info(config.model)
     runtime.show_log()
     device = runtime.prepare(config.device_target, config.mode, config.seed)
     ranks = distributed.start(None, device)  # as launched: a recipe that asks for eight devices can be checked on one

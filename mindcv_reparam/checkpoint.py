@@ -111,9 +111,20 @@ def initialized(net: nn.Cell, path: str | os.PathLike[str]) -> nn.Cell:
         UserError: the file cannot be read or does not fit.
     """
     arrays, info = read_checkpoint(path)
+    return _filled(net, arrays, path, info, new_head=True)
+
+
+def _filled(
+    net: nn.Cell,
+    arrays: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    info: CheckpointInfo | None,
+    new_head: bool = False,
+) -> nn.Cell:
+    """``net``, or what it fuses to at the level of the file, with the file's arrays."""
     if info and info.state in LEVELS:
         net = reparameterize(net, info.state)
-    load_arrays(net, arrays, path, info, new_head=True)
+    load_arrays(net, arrays, path, info, new_head)
     return net
 
 
@@ -179,10 +190,7 @@ def model_from_checkpoint(
     elif model is not None and model != info.model:
         raise UserError(f"{path} is a checkpoint of {info.model}, not of {model}")
     info = dataclasses.replace(info, hparams={**info.hparams, **hparams})
-    net = create_model(info.model, **info.hparams)
-    if info.state in LEVELS:
-        net = reparameterize(net, info.state)
-    load_arrays(net, arrays, path, info)
+    net = _filled(create_model(info.model, **info.hparams), arrays, path, info)
     return net.set_train(False), info
 
 

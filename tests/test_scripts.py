@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindcv_recipes import recipe
 from PIL import Image
 from processes import finish, mpirun_command, processes_with, start, wait_for_end
 
@@ -18,59 +19,6 @@ from mindcv_reparam.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/visformer/visformer_tiny_digits_cpu.yaml"
-MINDCV_RECIPE = """\
-# system
-mode: 0
-distribute: True
-num_parallel_workers: 8
-val_while_train: True
-
-# dataset
-dataset: 'imagenet'
-data_dir: '/path/to/imagenet'
-shuffle: True
-dataset_download: False
-batch_size: 128
-drop_remainder: True
-
-# augmentation
-interpolation: 'bicubic'
-re_prob: 0.25
-mixup: 0.8
-cutmix: 1.0
-cutmix_prob: 1.0
-auto_augment: autoaug
-
-# model
-model: 'visformer_tiny'
-num_classes: 1000
-pretrained: False
-ckpt_path: ''
-keep_checkpoint_max: 10
-ckpt_save_dir: './ckpt'
-epoch_size: 300
-dataset_sink_mode: True
-amp_level: 'O3'
-
-# loss
-loss: 'CE'
-label_smoothing: 0.1
-
-# lr scheduler
-scheduler: 'cosine_decay'
-lr_epoch_stair: True
-lr: 0.0005
-min_lr: 0.00001
-warmup_factor: 0.002
-warmup_epochs: 5
-decay_epochs: 295
-
-# optimizer
-opt: 'adamw'
-momentum: 0.9
-weight_decay: 0.05
-loss_scale: 1024
-"""
 
 
 def run(*arguments, ranks=1, status=0):
@@ -178,7 +126,7 @@ def test_mindcvs_recipe_trains_on_an_image_folder_on_cpu(tmp_path):
             for index in range(count):
                 pixels = rng.integers(0, 256, (60, 80, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{index}.jpg")
-    (tmp_path / "recipe.yaml").write_text(MINDCV_RECIPE)
+    (tmp_path / "recipe.yaml").write_text(recipe("visformer_tiny"))
     # As it stands but for data, devices and epochs, and with a batch that a small folder fills.
     options = ("--data_dir", tmp_path / "data", "--distribute", "False", "--epoch_size", 1, "--batch_size", 4)
     _, log = run(

@@ -32,7 +32,7 @@ ALLOWED = {
     "features": BASE | {"reparam", "stochastic"},
     "checkpoint": BASE | {"reparam", "registry"},
     "convert": WEIGHTS,
-    "deploy": WEIGHTS,
+    "deploy": WEIGHTS | {"config", "data"},
     "complexity": WEIGHTS | {"deploy"},
     "data": BASE | {"config", "distributed"},
     "training": BASE | {"config", "distributed", "reparam", "checkpoint"},

@@ -1,33 +1,57 @@
-"""Write a checkpoint for deployment, and leave the file only if it computes what the network does.
+"""Fuse a checkpoint and write a deployment bundle, whose files are kept only if they compute what the network does.
 
-python export.py -c configs/visformer/visformer_tiny_ascend.yaml --ckpt_path FILE --output exports
+python export.py -c configs/visformer/visformer_tiny_ascend.yaml --ckpt_path FILE --file_format MINDIR ONNX --output DIR
 """
 
+import dataclasses
 from pathlib import Path
 
 from mindcv_reparam import runtime
 from mindcv_reparam.config import parse
+from mindcv_reparam.data import create_dataset
 from mindcv_reparam.errors import run_script
 
 
 def main() -> None:
     config = parse(None, "export")
     runtime.show_log()
-    runtime.prepare(config.device_target, config.mode, config.seed)
+    device = runtime.prepare(config.device_target, config.mode, config.seed)
 
     from mindcv_reparam.checkpoint import model_from_checkpoint
-    from mindcv_reparam.deploy.compare import input_shape
-    from mindcv_reparam.deploy.mindir import export_mindir
+    from mindcv_reparam.deploy.accuracy import Comparison
+    from mindcv_reparam.deploy.bundle import Fused, read_labels, write_bundle
+    from mindcv_reparam.deploy.graph import Interface
     from mindcv_reparam.reparam import reparameterize
 
     network, info = model_from_checkpoint(config.ckpt_path, config.model, **config.model_arguments())
-    state = info.state
+    fused, state = network, info.state
     if config.reparam != "none" and state != "full":
-        network, state = reparameterize(network, config.reparam), config.reparam
-    shape = input_shape(info.hparams, batch=None if config.export_batch_size == "dynamic" else config.export_batch_size)
-    path = Path(config.output or ".") / f"{info.model}_{state}.mindir"
-    difference = export_mindir(network, path, shape)
-    print(f"{path}: {info.model} ({state}), input {shape}, differs from the network by {difference:.1e}, relative")
+        fused, state = reparameterize(network, config.reparam), config.reparam
+    interface = Interface(
+        input_kind=config.export_input,
+        output_kind=config.export_head,
+        top_k=config.top_k,
+        weights=config.export_weights,
+        batch_sizes=None if config.export_batch_size == "dynamic" else config.export_batch_size,
+        dynamic_image_size=config.dynamic_image_size,
+    )
+    comparison = None
+    if config.verify_data:
+        config = dataclasses.replace(config, data_dir=config.verify_data)
+        comparison = Comparison(network, create_dataset(config, train=False, classes=info.classes))
+    folder = Path(config.output or f"{info.model}_{state}")
+    report = write_bundle(
+        folder,
+        Fused(fused, info, state, config.ckpt_path),
+        interface,
+        config.file_format,
+        labels=read_labels(config.labels) if config.labels else None,
+        opset=config.opset,
+        device_target=device,
+        comparison=comparison,
+    )
+    for name, measurement in report.measured.items():
+        print(f"{folder / report.manifest.files[name]}: {info.model} ({state}), {measurement}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mindcv_reparam.settings import Text, choices, elements, members, read, sett
 SCRIPTS = {
     "train": "Train a model; every key may stand in the YAML file, flags override it.",
     "validate": "Measure top-1, top-5 and loss of a checkpoint.",
-    "export": "Re-parameterize a checkpoint, write it for deployment and compare the file with the network.",
+    "export": "Re-parameterize a checkpoint and write a deployment bundle whose files compute what the network does.",
 }
 
 # MindCV's keys that nothing here acts on: type, the value that means "off", and what to do instead of setting it.
@@ -70,7 +70,7 @@ class Config:
     log_interval: int = _system("TV", 100, "steps between lines of the log", at_least=1)
 
     dataset: Literal["imagenet", "cifar10", "digits"] = _data(
-        "TV", "imagenet", "imagenet: any folder of class folders; cifar10: its binary files; digits: comes along"
+        "TVE", "imagenet", "imagenet: any folder of class folders; cifar10: its binary files; digits: comes along"
     )
     data_dir: str = _data("TV", "./", "folder of the data set; digits needs none")
     train_split: str = _data("T", "train", "folder of the training images in data_dir")
@@ -78,7 +78,7 @@ class Config:
     num_parallel_workers: int = _data("TV", 8, "workers that read and augment images", at_least=1)
     shuffle: bool = _data("T", True, "shuffle the training images every epoch")
     eval_shuffle: bool = _data("TV", False, "shuffle the validation images")
-    num_samples: int | None = _data("TV", None, "use this many images only", at_least=1)
+    num_samples: int | None = _data("TVE", None, "use this many images only", at_least=1)
     batch_size: int = _data("TV", 128, "images per device and step", at_least=1)
     drop_remainder: bool = _data("T", True, "leave out the last, smaller training batch")
     allow_bad_images: bool = _data("TV", False, "leave unreadable images out of a validation instead of stopping")
@@ -212,11 +212,30 @@ class Config:
     reparam: Literal["full", "branches", "none"] = _export(
         "E", "full", "re-parameterization: every exact fold; parallel branches only; none"
     )
-    file_format: tuple[Literal["MINDIR"], ...] = _export("E", ("MINDIR",), "files to write")
-    export_batch_size: int | Literal["dynamic"] = _export(
-        "E", 1, "images per call, or dynamic", flag="batch_size", at_least=1
+    file_format: tuple[Literal["MINDIR", "ONNX", "AIR"], ...] = _export(
+        "E", ("MINDIR",), "files to write, one or several; AIR on an Ascend host only"
     )
-    output: str | None = _export("VE", None, "validate: JSON file of the results; export: folder of the files")
+    export_batch_size: tuple[int, ...] | Literal["dynamic"] = _export(
+        "E", (1,), "images per call: one size, several, or dynamic", flag="batch_size", at_least=1
+    )
+    dynamic_image_size: bool = _export("E", False, "let the images' size vary, where the architecture does")
+    export_input: Literal["normalized", "rgb", "bgr"] = _export(
+        "E",
+        "normalized",
+        "float32 NCHW as preprocessing makes it, or bytes NHWC that the model normalises",
+        flag="input",
+    )
+    export_head: Literal["logits", "softmax", "topk", "features"] = _export(
+        "E", "logits", "outputs: logits, probabilities, the largest of them, or the stages' maps", flag="head"
+    )
+    top_k: int = _export("E", 5, "classes that the head topk gives", at_least=1)
+    export_weights: Literal["fp32", "fp16"] = _export(
+        "E", "fp32", "precision of the weights in the file", flag="weights"
+    )
+    opset: int = _export("E", 17, "version of ONNX's operators", at_least=11, at_most=21)
+    labels: str = _export("E", "", "file of class names, one a line, where the checkpoint has none")
+    verify_data: str = _export("E", "", "data set on which to compare the files' accuracy with the checkpoint's")
+    output: str | None = _export("VE", None, "validate: JSON file of the results; export: folder of the bundle")
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio", "re_scale", "re_ratio"):
@@ -344,7 +363,7 @@ def _flag(name: str) -> str:
 
 def _shape(name: str, hint: Any) -> dict[str, Any]:
     """How many words a flag takes, and what the help calls them."""
-    path = name.endswith(("_dir", "_path", "_ckpt")) or name == "output"
+    path = name.endswith(("_dir", "_path", "_ckpt")) or name in ("output", "labels", "verify_data")
     kinds = {bool: "BOOL", int: "N", float: "X", str: "PATH" if path else "NAME"}
     listed = choices(hint)
     metavar = next(

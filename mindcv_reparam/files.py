@@ -38,6 +38,33 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def written_folder(path: str | os.PathLike[str], marker: str) -> Iterator[Path]:
+    """A temporary folder, which becomes ``path`` once the body has filled it; it replaces an earlier one.
+
+    Args:
+        marker: name of a file by which a folder written before is known: no other one is replaced.
+
+    Raises:
+        UserError: ``path`` is a file or a folder of other things, or the file system refused.
+    """
+    path = Path(os.path.abspath(path))
+    temporary, old = (path.parent / f".{path.name}.{os.getpid()}.{kind}" for kind in ("tmp", "old.tmp"))
+    try:
+        if path.exists() and not (path / marker).is_file() and (path.is_file() or any(path.iterdir())):
+            raise UserError(f"{path} holds other things, which would be lost: name a new folder")
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def clear_unfinished(folder: Path) -> None:
     """Delete what ``written_whole`` left in a folder when its process was killed."""
     for left in folder.glob(".*.tmp"):

@@ -6,6 +6,7 @@ et al., arXiv 2101.03697, section 3.3), FastViT (arXiv 2303.14189, equations 1-3
 equation 5).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,3 +96,37 @@ def parallel(*branches: Linear) -> Linear:
     size = tuple(max(branch.weight.shape[axis] for branch in branches) for axis in (2, 3))
     padded = [pad_kernel(branch, size) for branch in branches]
     return Linear(sum(branch.weight for branch in padded), sum(branch.bias for branch in padded))
+
+
+def on_pixels(linear: Linear, mean: Sequence[float], std: Sequence[float]) -> tuple[Linear, np.ndarray]:
+    """A convolution of ``(pixel - mean) / std`` as one of the pixel, and the constant that is missing from each.
+
+    Returns:
+        The convolution on pixels, and -mean (channels,): to be added to the pixels before zero padding, which is not
+        the same as a bias at the border, see :func:`padded_response`.
+    """
+    scale = 1.0 / np.asarray(std, np.float64)
+    return linear._replace(weight=linear.weight * scale[:, None, None]), -np.asarray(mean, np.float64)
+
+
+def padded_response(
+    weight: np.ndarray,
+    constant: np.ndarray,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> np.ndarray:
+    """What a convolution makes of an image (H, W) of one colour behind zero padding: (out, h, w).
+
+    Args:
+        weight: (out, channels, kh, kw).
+        constant: the colour, (channels,).
+        padding: ((top, bottom), (left, right)).
+    """
+    taps = np.einsum("ochw,c->ohw", weight, constant)
+    inside = []  # per axis: whether tap k of output position i lies in the image, (positions, taps)
+    for kernel, side, step, (before, after) in zip(weight.shape[2:], size, stride, padding):
+        positions = np.arange((side + before + after - kernel) // step + 1)
+        pixels = positions[:, None] * step - before + np.arange(kernel)
+        inside.append(((pixels >= 0) & (pixels < side)).astype(np.float64))
+    return np.einsum("ih,ohw,jw->oij", inside[0], taps, inside[1])

@@ -32,8 +32,8 @@ ALLOWED = {
     "features": BASE | {"reparam", "stochastic"},
     "checkpoint": BASE | {"reparam", "registry"},
     "convert": WEIGHTS,
-    "deploy": WEIGHTS | {"config", "data"},
-    "complexity": WEIGHTS | {"deploy"},
+    "deploy": WEIGHTS | CELLS | {"config", "data", "features", "complexity"},
+    "complexity": WEIGHTS,
     "data": BASE | {"config", "distributed"},
     "training": BASE | {"config", "distributed", "reparam", "checkpoint"},
 }

@@ -1,24 +1,43 @@
 """Whether two programs of one network compute the same."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mindspore as ms
 import numpy as np
+
+from .manifest import OutputKind
+from .runners import Program
 
 # max|Δ| / max|output| in float32 up to which two programs of one network are taken for equal.
 TOLERANCE = 2e-5
 
 
-def relative_difference(expected: Callable, actual: Callable, shape: tuple[int, ...]) -> float:
-    """max|Δ| / max|expected| of two programs on the same random images of ``shape``; NaN if one of them gives NaN."""
-    images = ms.Tensor(np.random.default_rng(0).standard_normal(shape), ms.float32)
-    reference, output = expected(images).asnumpy(), actual(images).asnumpy()
-    return float(np.abs(output - reference).max() / np.abs(reference).max())
+def difference(kind: OutputKind, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
+    """max|Δ| / max|expected| over all outputs; NaN where one of them has NaN, infinite where the shapes differ.
+
+    Args:
+        kind: for "topk", ``expected`` is the probabilities of all classes, (N, classes), and ``actual`` the k largest
+            and their classes: the classes may be any that have these probabilities, in case of ties.
+    """
+    if kind == "topk":
+        (probabilities,), (values, classes) = expected, actual
+        largest = -np.sort(-probabilities, axis=1)[:, : values.shape[1]]
+        expected = largest, np.take_along_axis(probabilities, classes.astype(np.int64), axis=1)
+        actual = values, values
+    if [output.shape for output in expected] != [output.shape for output in actual]:
+        return float("inf")
+    return float(np.max([np.abs(a - e).max() / np.abs(e).max() for e, a in zip(expected, actual)]))  # NaN stays NaN
 
 
-def input_shape(hparams: Mapping[str, Any], batch: int | None) -> tuple[int | None, int, int, int]:
-    """(batch, channels, height, width) of a network's input from the arguments of create_model."""
+def largest_difference(
+    expected: Program, actual: Program, trials: Sequence[np.ndarray], kind: OutputKind = "logits"
+) -> float:
+    """The largest :func:`difference` of two programs on some inputs."""
+    return float(np.max([difference(kind, expected(images), actual(images)) for images in trials]))
+
+
+def random_input(hparams: Mapping[str, Any], batch: int) -> np.ndarray:
+    """Random normalised images for a network, from the arguments of create_model."""
     size = hparams["img_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return batch, hparams["in_channels"], height, width
+    return np.random.default_rng(0).standard_normal((batch, hparams["in_channels"], height, width), np.float32)

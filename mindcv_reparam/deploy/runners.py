@@ -14,6 +14,18 @@ from .manifest import read_manifest
 Program = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 
+def cell_program(net: Callable) -> Program:
+    """A Cell, or a graph that MindSpore loaded, as a function of arrays."""
+    ms = importlib.import_module("mindspore")
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        outputs = net(ms.Tensor(images))
+        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        return tuple(output.asnumpy() for output in outputs)
+
+    return run
+
+
 def mindspore_program(path: str | os.PathLike[str]) -> Program:
     """A MindIR file, run by MindSpore as a graph; ``runtime.prepare`` must have set MindSpore up.
 
@@ -22,14 +34,9 @@ def mindspore_program(path: str | os.PathLike[str]) -> Program:
     """
     ms = importlib.import_module("mindspore")
     try:
-        graph = ms.nn.GraphCell(ms.load(str(path)))
+        return cell_program(ms.nn.GraphCell(ms.load(str(path))))
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"MindSpore cannot load {path}: it is truncated, damaged or no MindIR file") from error
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(output.asnumpy() for output in _several(graph(ms.Tensor(images))))
-
-    return run
 
 
 def onnxruntime_program(path: str | os.PathLike[str], threads: int | None = None) -> Program:
@@ -115,7 +122,3 @@ def bundle_program(folder: str | os.PathLike[str], backend: str | None = None) -
     manifest = read_manifest(folder)
     file_format, load = BACKENDS[backend_for(folder, backend)]
     return load(Path(folder, manifest.files[file_format]))
-
-
-def _several(outputs: object) -> tuple:
-    return outputs if isinstance(outputs, (tuple, list)) else (outputs,)

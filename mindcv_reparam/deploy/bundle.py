@@ -1,0 +1,208 @@
+"""Writing a deployment bundle: every file compared with the checkpoint's network before the folder appears."""
+
+import dataclasses
+import hashlib
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import nn
+
+from .. import complexity
+from ..checkpoint import CheckpointInfo
+from ..data.transforms import height_and_width
+from ..errors import UserError
+from ..files import written_folder
+from ..registry import create_model
+from . import ascend
+from .accuracy import Comparison
+from .air import check_air, write_air
+from .compare import TOLERANCE, difference, largest_difference
+from .graph import Deployment, Interface, prepare, reference
+from .manifest import CHECKSUMS, MANIFEST, Manifest, write_manifest
+from .mindir import write_mindir
+from .onnx import export_onnx
+from .report import Measurement, Report, Source, report_text
+from .runners import Program, mindspore_program, onnxruntime_program
+from .sample import write_sample
+
+FILES = {"MINDIR": "model.mindir", "ONNX": "model.onnx", "AIR": "model.air"}
+REPORT = "report.md"
+_RUNS = 10  # timed, after one that is not
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A network to export and what it is."""
+
+    network: nn.Cell
+    info: CheckpointInfo  # of the file it comes from
+    state: str
+    checkpoint: str
+
+
+def write_bundle(
+    folder: str | os.PathLike[str],
+    fused: Fused,
+    interface: Interface,
+    formats: Sequence[str],
+    *,
+    labels: Sequence[str] | None = None,
+    opset: int = 17,
+    device_target: str = "CPU",
+    comparison: Comparison | None = None,
+) -> Report:
+    """Export a network to ``folder``, whole or not at all; an earlier bundle there is replaced.
+
+    Args:
+        formats: of "MINDIR", "ONNX" and "AIR", at least one.
+        labels: class names; the checkpoint's by default, or else the indices as text.
+        opset: of ONNX.
+        comparison: with the checkpoint on real images, for the report.
+
+    Raises:
+        UserError: the network cannot be exported that way, a file differs from the network by more than TOLERANCE, or
+            the folder cannot be written.
+    """
+    info = fused.info
+    preprocessing = dict(info.preprocessing, image_resize=height_and_width(info.hparams["img_size"]))
+    deployment = prepare(fused.network, fused.state, interface, preprocessing)
+    if "AIR" in formats:
+        check_air(device_target, deployment.input)
+    manifest = Manifest(
+        model=info.model,
+        state=fused.state,
+        input=deployment.input,
+        input_kind=interface.input_kind,
+        outputs=deployment.outputs,
+        output_kind=interface.output_kind,
+        batch_sizes=interface.batch_sizes,
+        weights=interface.weights,
+        files={name: FILES[name] for name in formats},
+        labels=_labels(info, labels),
+        preprocessing=preprocessing,
+    )
+    with written_folder(folder, marker=MANIFEST) as temporary:
+        programs = _write_models(temporary, deployment, formats, opset)
+        measured = {name: _measure(name, temporary, program, deployment) for name, program in programs.items()}
+        if comparison is not None:
+            measured = {
+                name: dataclasses.replace(measurement, agreement=comparison(manifest, programs[name]))
+                for name, measurement in measured.items()
+            }
+        write_manifest(manifest, temporary)
+        write_sample(temporary, manifest, deployment.expected)
+        (temporary / ascend.FOLDER).mkdir()
+        for name, text in ascend.ascend_files(manifest).items():
+            (temporary / ascend.FOLDER / name).write_text(text, encoding="utf-8")
+        report = Report(manifest, _source(fused), measured, _rounding(fused, deployment, preprocessing))
+        (temporary / REPORT).write_text(report_text(report), encoding="utf-8")
+        sums = checksums(temporary)
+        (temporary / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+    return report
+
+
+def read_labels(path: str | os.PathLike[str]) -> list[str]:
+    """Class names from a text file, one a line.
+
+    Raises:
+        UserError: there is no such text file.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the labels {path}: {getattr(error, 'strerror', None) or 'no UTF-8 text'}"
+        ) from None
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a bundle but the list of them, by path in it, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+
+
+def _write_models(folder: Path, deployment: Deployment, formats: Sequence[str], opset: int) -> dict[str, Program]:
+    """Write the files and load them again: programs by format, without AIR, which nothing here loads."""
+    programs = {}
+    mindir = folder / FILES["MINDIR"]
+    if "MINDIR" in formats or "ONNX" in formats:  # ONNX is translated from it
+        names = tuple(output.name for output in deployment.outputs)
+        write_mindir(deployment.graph, mindir, deployment.input, names)
+    if "ONNX" in formats:
+        export_onnx(mindir, folder / FILES["ONNX"], opset=opset)
+        programs["ONNX"] = onnxruntime_program(folder / FILES["ONNX"])
+    if "MINDIR" in formats:
+        programs["MINDIR"] = mindspore_program(mindir)
+    else:
+        mindir.unlink(missing_ok=True)
+    if "AIR" in formats:
+        write_air(deployment.graph, folder / FILES["AIR"], deployment.input)
+    return programs
+
+
+def _measure(name: str, folder: Path, program: Program, deployment: Deployment) -> Measurement:
+    """How far a file is from the network, and how long it takes; raises UserError if it is too far."""
+    trials = deployment.trials()
+    kind = deployment.interface.output_kind
+    found = largest_difference(deployment.expected, program, trials, kind)
+    if not found <= TOLERANCE:
+        raise UserError(f"not written: {FILES[name]} differs from the network by {found:.1e}, more than {TOLERANCE}")
+    return Measurement(found, (folder / FILES[name]).stat().st_size, len(trials[0]), _seconds(program, trials[0]))
+
+
+def _seconds(program: Program, images: np.ndarray) -> float:
+    """Median time of a call."""
+    program(images)
+    times = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        program(images)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _rounding(fused: Fused, deployment: Deployment, preprocessing: dict[str, Any]) -> float | None:
+    """How far float16 weights move the logits; None where the weights are float32."""
+    interface = deployment.interface
+    if interface.weights == "fp32" or interface.output_kind == "features":
+        return None
+    exact = reference(fused.network, interface, preprocessing["mean"], preprocessing["std"])
+    images = deployment.trials()[0]
+    kind = "logits"  # the reference gives a single array of numbers for every kind but features
+    return difference(kind, exact(images), deployment.expected(images))
+
+
+def _source(fused: Fused) -> Source:
+    """What the report says of the network, train-time and as exported."""
+    info = fused.info
+    height, width = height_and_width(info.hparams["img_size"])
+    shape = (1, info.hparams["in_channels"], height, width)
+    train = create_model(info.model, **info.hparams).set_train(False)
+    costs = [complexity.cost(net, shape) for net in (train, fused.network)]
+    return Source(
+        checkpoint=os.path.basename(fused.checkpoint),
+        digest=_digest(Path(fused.checkpoint)),
+        info=info,
+        parameters=tuple(complexity.count_parameters(net) for net in (train, fused.network)),
+        macs=tuple(cost.macs for cost in costs),
+        operators=tuple(cost.operators for cost in costs),
+    )
+
+
+def _labels(info: CheckpointInfo, labels: Sequence[str] | None) -> tuple[str, ...]:
+    count = info.hparams["num_classes"]
+    names = labels or info.classes or [str(index) for index in range(count)]
+    if len(names) != count:
+        raise UserError(f"{len(names)} labels for a model of {count} classes: give one name per class, in their order")
+    return tuple(names)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

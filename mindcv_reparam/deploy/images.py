@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from PIL import Image
 from ..config import Config
 from ..data.transforms import eval_transform
 from .manifest import InputKind, Manifest
+
+_TOO_LARGE = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels, as it is or resized"
 
 
 class NoImage(Exception):
@@ -26,21 +27,37 @@ def decode(source: str | Path | bytes) -> Image.Image:
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return image.convert("RGB")
+        with Image.open(file) as image:
+            # Pillow itself only warns up to twice the limit. Warnings are no way to tell: their filters are the whole
+            # process's, and images are decoded in several threads.
+            _check_pixels(image.width, image.height)
+            return image.convert("RGB")
+    except NoImage:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise NoImage(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        raise NoImage(_TOO_LARGE) from None
     except Exception as error:  # Pillow's decoders raise almost any exception on a damaged file
-        raise NoImage("not an image, or a damaged one") from error
+        unreachable = isinstance(error, OSError) and error.strerror
+        raise NoImage(error.strerror if unreachable else "not an image, or a damaged one") from error
 
 
 def preprocessor(manifest: Manifest) -> Callable[[Image.Image], np.ndarray]:
     """The function from an RGB image to one input of the model, without the batch: float32 (3, H, W) or uint8
-    (H, W, 3), as the manifest's ``input_kind`` says."""
+    (H, W, 3), as the manifest's ``input_kind`` says. It raises NoImage for one so elongated that resizing it would
+    exhaust the memory."""
     transform = eval_transform(Config(**manifest.preprocessing))
-    return dataclasses.replace(transform, normalize=_PIXELS.get(manifest.input_kind, transform.normalize))
+    transform = dataclasses.replace(transform, normalize=_PIXELS.get(manifest.input_kind, transform.normalize))
+
+    def preprocess(image: Image.Image) -> np.ndarray:
+        _check_pixels(*transform.resized(image.height, image.width))
+        return transform(image)
+
+    return preprocess
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > Image.MAX_IMAGE_PIXELS:
+        raise NoImage(_TOO_LARGE)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""Tell what images show: the most probable classes, by a bundle or a checkpoint.
+
+    python -m mindcv_reparam infer exports/visformer_tiny photo.jpg
+    python -m mindcv_reparam infer visformer_tiny_best.ckpt photos "more/**/*.png" --output predictions.csv
+
+Images are resized, cropped and normalised as in validation. A train-time checkpoint is fused before it runs. What
+cannot be read is named and skipped. Exit status 0; 1 when images were skipped, all others being done; 2 for a mistake.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mindcv_reparam.deploy.contact_sheet import CAPACITY, write_contact_sheet
+from mindcv_reparam.deploy.image_files import find_images
+from mindcv_reparam.deploy.manifest import read_manifest
+from mindcv_reparam.deploy.prediction import Classifier, Prediction, Skipped
+from mindcv_reparam.deploy.prediction_files import WRITERS, line, shown
+from mindcv_reparam.deploy.runners import BACKENDS, backend_for, bundle_program
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.runtime import prepare
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="BUNDLE_OR_CKPT", help="folder that export.py wrote, or a checkpoint")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder (searched below too), quoted pattern")
+    parser.add_argument("--topk", type=_count, default=5, help="classes per image (default: %(default)s)")
+    parser.add_argument("--batch_size", type=_count, default=32, help="images together, at most (default: %(default)s)")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the predictions too: .csv or .json")
+    parser.add_argument("--contact_sheet", metavar="FILE", type=Path, help="draw images and predictions: .png")
+    parser.add_argument("--labels", metavar="FILE", type=Path, help="names of the classes, one a line, by index")
+    parser.add_argument("--backend", choices=BACKENDS, help="what runs a bundle (default: the first that fits it)")
+    parser.add_argument("--model", metavar="NAME", help="of a checkpoint that does not tell it")
+    parser.add_argument("--device_target", choices=("Ascend", "CPU"), help="MindSpore's; Ascend where there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_ending("--output", args.output, WRITERS)
+    _check_ending("--contact_sheet", args.contact_sheet, [".png"])
+    files = find_images(args.images)
+    labels = _read_labels(args.labels) if args.labels else None
+    classifier = (_of_bundle if Path(args.source).is_dir() else _of_checkpoint)(args, labels, len(files))
+    predictions, skipped = _predict(classifier, files, args, CAPACITY if args.contact_sheet else 0)
+    if args.output:
+        WRITERS[args.output.suffix](args.output, predictions, skipped, classifier.name)
+    drawn = [prediction for prediction in predictions if prediction.thumbnail is not None]
+    if drawn:
+        write_contact_sheet(args.contact_sheet, drawn, classifier.name)
+        if len(drawn) < len(predictions):
+            _say(f"{args.contact_sheet} shows the first {len(drawn)} of {len(predictions)} images")
+    return 1 if skipped else 0
+
+
+def _of_bundle(args: argparse.Namespace, labels: Sequence[str] | None, images: int) -> Classifier:
+    if args.model:
+        raise UserError(f"--model is for checkpoints, {args.source} is a folder: a bundle knows its model")
+    manifest, backend = read_manifest(args.source), backend_for(args.source, args.backend)
+    if backend == "mindspore":
+        prepare(args.device_target)
+    return Classifier(manifest, bundle_program(args.source, backend), labels)
+
+
+def _of_checkpoint(args: argparse.Namespace, labels: Sequence[str] | None, images: int) -> Classifier:
+    if args.backend not in (None, "mindspore"):
+        raise UserError(f"--backend {args.backend} runs bundles and {args.source} is none: export.py writes one")
+    prepare(args.device_target)
+    from mindcv_reparam.deploy.fused import fused_model
+
+    return Classifier(*fused_model(args.source, min(args.batch_size, images), args.model), labels)
+
+
+def _predict(
+    classifier: Classifier, files: Sequence[Path], args: argparse.Namespace, thumbnails: int
+) -> tuple[list[Prediction], list[Skipped]]:
+    """Print every result as it comes: predictions on stdout, everything else on stderr."""
+    predictions: list[Prediction] = []
+    skipped: list[Skipped] = []
+    start = time.perf_counter()
+    with tqdm(total=len(files), unit="img", disable=None, leave=False) as bar:  # None: only on a terminal
+        for result in classifier.predict(files, args.batch_size, args.topk, thumbnails):
+            if isinstance(result, Prediction):
+                predictions.append(result)
+                bar.write(line(result, classifier.name))
+            else:
+                skipped.append(result)
+                bar.write(f"{shown(result.file)} skipped: {result.reason}", file=sys.stderr)
+            bar.update()
+    seconds = time.perf_counter() - start
+    _say(f"{len(predictions)} images in {seconds:.1f} s ({len(files) / seconds:.1f} img/s), {len(skipped)} skipped")
+    return predictions, skipped
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the labels {path}: {error}") from error
+
+
+def _check_ending(flag: str, path: Path | None, endings: Sequence[str]) -> None:
+    if path is not None and path.suffix not in endings:
+        raise UserError(f"{flag} must end with {' or '.join(endings)}, got {path}")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

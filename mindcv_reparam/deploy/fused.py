@@ -1,0 +1,46 @@
+"""A checkpoint as a model that runs here and now, fused but not exported."""
+
+import os
+
+import mindspore as ms
+import numpy as np
+
+from ..checkpoint import model_from_checkpoint
+from ..data.transforms import height_and_width
+from ..reparam import reparameterize
+from .manifest import Manifest, TensorSpec
+from .runners import Program
+
+
+def fused_model(path: str | os.PathLike[str], batch_size: int, model: str | None = None) -> tuple[Manifest, Program]:
+    """What a bundle's manifest would say of a checkpoint's network, and the network at full re-parameterization.
+
+    Args:
+        batch_size: the only one it takes, since MindSpore compiles the graph anew for every other.
+        model: name of the model, for a file that does not tell it.
+
+    Raises:
+        UserError: the file cannot be read, does not fit, or is of another model than ``model``.
+    """
+    network, info = model_from_checkpoint(path, model)
+    if info.state != "full":
+        network = reparameterize(network, "full")
+    shape = (batch_size, info.hparams["in_channels"], *height_and_width(info.hparams["img_size"]))
+    manifest = Manifest(
+        model=info.model,
+        state="full",
+        input=TensorSpec("images", "float32", shape),
+        input_kind="normalized",
+        outputs=(TensorSpec("logits", "float32", (batch_size, info.hparams["num_classes"])),),
+        output_kind="logits",
+        batch_sizes=(batch_size,),
+        weights="fp32",
+        files={},
+        labels=tuple(info.classes or ()),
+        preprocessing=info.preprocessing,
+    )
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (network(ms.Tensor(images)).asnumpy(),)
+
+    return manifest, run

@@ -1,0 +1,73 @@
+"""ONNX: an exported MindIR graph in the operators of onnxruntime and of Ascend's offline compiler (ATC).
+
+MindSpore's own exporters stop at one primitive or another of these networks (Erf, BiasAdd, BatchNorm), so the MindIR
+file, which is protobuf, is read (:mod:`graph`), simplified (:mod:`patterns`) and written node by node
+(:mod:`operators`). Opset 17, the default, is the newest that has an operator for layer normalisation and that ATC takes
+whole; from 20 on GELU is one operator, from 21 on group normalisation.
+"""
+
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from ...errors import UserError
+from ...files import written_whole
+from .graph import Constant, Graph, Node, ordered, read
+from .operators import RULES
+from .patterns import simplify
+from .writer import Writer, value_info
+
+OPSETS = range(11, 22)
+
+
+def export_onnx(mindir: Path, path: Path, *, opset: int = 17) -> None:
+    """Translate a MindIR file into an ONNX file, which is kept only if ONNX's checker accepts it.
+
+    Raises:
+        UserError: see :func:`translate`; or the file cannot be written.
+    """
+    model = translate(mindir, opset=opset)
+    onnx.checker.check_model(model, full_check=True)
+    with written_whole(path) as temporary:
+        onnx.save(model, temporary)
+
+
+def translate(mindir: Path, *, opset: int = 17) -> onnx.ModelProto:
+    """The ONNX model of a MindIR file.
+
+    Inputs and outputs have the names they have there; outputs without one are "output", or "output_0", "output_1" …
+    Parameters keep their names. Of an input, a dynamic first axis is called "batch", further ones "height" and "width".
+
+    Raises:
+        UserError: the file cannot be read, an operator has no rule, or the opset is none of OPSETS.
+    """
+    if opset not in OPSETS:
+        raise UserError(f"ONNX opset {opset} is not supported: choose {OPSETS[0]} to {OPSETS[-1]}")
+    graph = simplify(read(mindir))
+    writer = Writer(opset)
+    writer.reserve([*graph.outputs, *(entry.name for entry in graph.inputs)])
+    writer.names |= {entry: entry.name for entry in graph.inputs}
+    for value in ordered(graph.outputs.values()):
+        if isinstance(value, Node) and value.op not in _SHAPES:
+            if value.op not in RULES:
+                raise UserError(f"{value.op} (in {value.scope or 'the network'}) has no rule for ONNX")
+            writer.scope = value.scope
+            writer.bind(value, RULES[value.op](writer, value))
+    return _model(graph, writer)
+
+
+# Written where a shape is needed that only they give.
+_SHAPES = {"Shape", "ScalarMul", "ScalarFloorDiv"}
+
+
+def _model(graph: Graph, writer: Writer) -> onnx.ModelProto:
+    for name, value in graph.outputs.items():
+        writer.call(name, value)
+    inputs = [value_info(entry.name, entry.type, ("height", "width")) for entry in graph.inputs]
+    outputs = [value_info(name, value.type) for name, value in graph.outputs.items()]
+    proto = helper.make_graph(writer.nodes, "mindcv_reparam", inputs, outputs, list(writer.initializers.values()))
+    opsets = [helper.make_opsetid("", writer.opset)]
+    model = helper.make_model(proto, opset_imports=opsets, producer_name="mindcv_reparam")
+    model.ir_version = helper.find_min_ir_version_for(opsets)
+    return model

@@ -38,7 +38,8 @@ def main() -> None:
     comparison = None
     if config.verify_data:
         config = dataclasses.replace(config, data_dir=config.verify_data)
-        comparison = Comparison(network, create_dataset(config, train=False, classes=info.classes))
+        source = create_dataset(config, train=False, classes=info.classes)
+        comparison = Comparison(network, source, config.num_samples)
     folder = Path(config.output or f"{info.model}_{state}")
     report = write_bundle(
         folder,

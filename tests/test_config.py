@@ -252,7 +252,9 @@ def test_what_a_script_cannot_do_without():
 def test_export_has_a_batch_size_of_its_own(write):
     path = write("batch_size: 256")
     config = parse(["-c", str(path), "--ckpt_path", "a.ckpt"], "export")
-    assert (config.batch_size, config.export_batch_size) == (256, 1)
+    assert (config.batch_size, config.export_batch_size) == (256, (1,))
+    config = parse(["-c", str(path), "--ckpt_path", "a.ckpt", "--batch_size", "1,4"], "export")
+    assert (config.batch_size, config.export_batch_size) == (256, (1, 4))
     config = parse(["-c", str(path), "--ckpt_path", "a.ckpt", "--batch_size", "dynamic"], "export")
     assert (config.batch_size, config.export_batch_size) == (256, "dynamic")
 

@@ -1,7 +1,6 @@
 """Writing a deployment bundle: every file compared with the checkpoint's network before the folder appears."""
 
 import dataclasses
-import hashlib
 import os
 import statistics
 import time
@@ -22,9 +21,10 @@ from ..registry import create_model
 from . import ascend
 from .accuracy import Comparison
 from .air import check_air, write_air
+from .checksums import file_digest, write_checksums
 from .compare import TOLERANCE, difference, largest_difference
 from .graph import Deployment, Interface, prepare, reference
-from .manifest import CHECKSUMS, MANIFEST, Manifest, write_manifest
+from .manifest import MANIFEST, Manifest, write_manifest
 from .mindir import write_mindir
 from .onnx import export_onnx
 from .report import Measurement, Report, Source, report_text
@@ -102,8 +102,7 @@ def write_bundle(
             (temporary / ascend.FOLDER / name).write_text(text, encoding="utf-8")
         report = Report(manifest, _source(fused), measured, _rounding(fused, deployment, preprocessing))
         (temporary / REPORT).write_text(report_text(report), encoding="utf-8")
-        sums = checksums(temporary)
-        (temporary / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+        write_checksums(temporary)
     return report
 
 
@@ -119,12 +118,6 @@ def read_labels(path: str | os.PathLike[str]) -> list[str]:
         raise UserError(
             f"cannot read the labels {path}: {getattr(error, 'strerror', None) or 'no UTF-8 text'}"
         ) from None
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a bundle but the list of them, by path in it, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
 
 
 def _write_models(folder: Path, deployment: Deployment, formats: Sequence[str], opset: int) -> dict[str, Program]:
@@ -187,7 +180,7 @@ def _source(fused: Fused) -> Source:
     costs = [complexity.cost(net, shape) for net in (train, fused.network)]
     return Source(
         checkpoint=os.path.basename(fused.checkpoint),
-        digest=_digest(Path(fused.checkpoint)),
+        digest=file_digest(fused.checkpoint),
         info=info,
         parameters=tuple(complexity.count_parameters(net) for net in (train, fused.network)),
         macs=tuple(cost.macs for cost in costs),
@@ -201,8 +194,3 @@ def _labels(info: CheckpointInfo, labels: Sequence[str] | None) -> tuple[str, ..
     if len(names) != count:
         raise UserError(f"{len(names)} labels for a model of {count} classes: give one name per class, in their order")
     return tuple(names)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ A bundle is a folder:
     labels.txt                  one class name a line, by index
     preprocessing.json          from an image file to the input
     sample/                     an image, the input it becomes and the outputs expected of it
-    aipp.cfg, lite_*.cfg, ...   for Ascend's converters, with their command lines in ascend.md
+    ascend/                     convert.sh with the command lines of Ascend's converters, and what they read
     report.md                   where it comes from, what it costs, how far the formats agree
     SHA256SUMS                  of all other files, as sha256sum writes and checks them
 
@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from ..errors import UserError
 
-MANIFEST, LABELS, PREPROCESSING, CHECKSUMS = "bundle.json", "labels.txt", "preprocessing.json", "SHA256SUMS"
+MANIFEST, LABELS, PREPROCESSING = "bundle.json", "labels.txt", "preprocessing.json"
 VERSION = 1  # of the manifest's layout
 
 OutputKind = Literal["logits", "softmax", "topk", "features"]

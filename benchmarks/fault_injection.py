@@ -3,9 +3,9 @@
     python benchmarks/fault_injection.py --runs 20 --ranks 1 2
 
 Every run is a job of its own through train.py, with a small network that has all kinds of state: batch normalisation,
-stochastic depth, dropout, AdamW, an average of the weights, two batches per update. After every
-fault it checks the exit status, that every checkpoint on the disk loads, and that ``--resume auto`` leads to the
-uninterrupted run's weights, bit for bit, and to its metrics. The last line tells how many of the runs passed.
+stochastic depth, dropout, AdamW, an average of the weights, two batches per update. After every fault it checks the
+exit status, that every checkpoint on the disk loads, and that ``--resume auto`` leads to the uninterrupted run's
+weights, bit for bit, and to its metrics. The last line tells how many of the runs passed.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import csv
 import hashlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -37,6 +38,7 @@ from mindcv_reparam.files import written_whole  # noqa: E402
 JOB = ROOT / "benchmarks" / "fault_job.py"
 MODEL = "visformer_tiny_v2"
 EPOCHS, STEPS, BATCH = 3, 6, 4
+ACCUMULATED = 2  # batches per update
 TIMINGS = {"img_per_s", "data_wait"}  # columns that no two runs share
 FULL = 50_000  # bytes that a file may have once the disk is full
 LAUNCHER = {
@@ -76,7 +78,7 @@ class Job:
             "ema": True,
             "ema_decay": 0.9,
             "ema_warmup": 0,
-            "gradient_accumulation_steps": 2,
+            "gradient_accumulation_steps": ACCUMULATED,
             "loss_scale": 16,  # a dynamic one would skip the update of a NaN
             "ckpt_save_dir": self.folder,
         }
@@ -201,13 +203,13 @@ def interrupt(folder: Path, number: int, ranks: int, fault: Fault) -> bool:
     checks = {
         "status": status in (wanted, fault.or_status),
         "files": loaded == files,
-        "named": not fault.nan or "state is " in log,
+        "named": not fault.nan or names_batch(log, target),
         "resumed": resumed.returncode == 0,
     }
     same = same_metrics = False
     if checks["resumed"]:
         same, same_metrics = job.weights() == expected.weights(), job.metrics() == expected.metrics()
-    else:
+    if not all(checks.values()):
         print(log[-2000:], errors[-2000:], file=sys.stderr)
     row = (ranks, fault.name, target, status, f"{loaded}/{files}", same, same_metrics)
     print("| " + " | ".join(map(str, row)) + " |", flush=True)
@@ -247,6 +249,14 @@ def run_until(job: Job, fault: Fault, target: int) -> tuple[int, str]:
     while job.rank_processes() and time.monotonic() < deadline:  # ranks whose launcher was killed end by themselves
         time.sleep(0.1)
     return process.returncode, "".join(lines)
+
+
+def names_batch(log: str, spoiled: int) -> bool:
+    """Whether the error names the update of the spoiled batch (from 0), images and the last good state."""
+    epoch, step = divmod(spoiled, STEPS)
+    update = step + 1 + (-(spoiled + 1) % ACCUMULATED)  # the loss tells at the batch, a gradient at the update
+    error = rf"error: .* at epoch {epoch + 1}, step ({step + 1}|{update}) of {STEPS}, .*images .*\.png.* state is "
+    return re.search(error, log) is not None
 
 
 def load_all(folder: Path) -> tuple[int, int]:

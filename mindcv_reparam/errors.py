@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MS_NODE_ID", "RANK_ID")
+_CONSEQUENCE = 6.0  # seconds; longer than any rank takes to report an expected error
 
 
 class UserError(Exception):
@@ -73,12 +74,12 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         _leave(141)
     except Exception:
-        _fail(1, traceback.format_exc())
+        _fail(1, traceback.format_exc(), unexpected=True)
     sys.exit(status)
 
 
-def _fail(status: int, message: str) -> NoReturn:
-    time.sleep(_turn(os.environ))
+def _fail(status: int, message: str, unexpected: bool = False) -> NoReturn:
+    time.sleep(_turn(os.environ, unexpected))
     print(message, end="", file=sys.stderr)
     _leave(status)
 
@@ -91,14 +92,18 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _turn(environ: Mapping[str, str]) -> float:
+def _turn(environ: Mapping[str, str], unexpected: bool = False) -> float:
     """Seconds to wait before reporting an error, so that N ranks that meet the same one show it once.
 
-    The launcher ends the whole job as soon as one rank leaves with an error. Rank 0 reports at once, the others wait
-    for it to end them; an error that only one of them meets is shown a little later.
+    The launcher ends the whole job as soon as one rank leaves with an error, with that rank's status. Rank 0 reports at
+    once, the others wait for it to end them; an error that only one of them meets is shown a little later. A rank that
+    leaves makes the collectives of the others fail: an unexpected error waits longest, since it may be no more than
+    that and must not be taken for the cause.
     """
     rank = _rank(environ)
-    return 1.0 + min(0.1 * rank, 4.0) if rank else 0.0
+    if rank is None:
+        return 0.0
+    return (_CONSEQUENCE if unexpected else 0.0) + (1.0 + min(0.1 * rank, 4.0) if rank else 0.0)
 
 
 def _rank(environ: Mapping[str, str]) -> int | None:

@@ -91,6 +91,21 @@ def test_failing_rank_does_not_wait_for_mpi_to_finalize():
     assert ended.stderr.count("error: bad disk") == 1
 
 
+@pytest.mark.slow
+def test_what_follows_from_a_failure_is_not_taken_for_it():
+    """Rank 1 leaves, and rank 0 loses its connection sooner than the launcher has noticed anything."""
+    body = [
+        "if rank == 1:",
+        "    raise UserError('bad disk')",
+        "time.sleep(1)",
+        "raise RuntimeError('connection lost')",
+    ]
+    ended = mpirun("\n    ".join(body), 2)
+    assert ended.returncode == 2
+    assert ended.stderr.count("error: bad disk") == 1
+    assert "connection lost" not in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [("visformer_tni", "visformer_tiny"), ("FASTVIT_T8", "fastvit_t8"), ("zzz", "fastvit_t8"), ("", "fastvit_t8")],

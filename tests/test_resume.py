@@ -213,7 +213,6 @@ def test_states_are_saved_at_intervals(tmp_path):
 def test_a_nan_names_the_images_and_the_last_good_state(tmp_path):
     run = Run(tmp_path, Loader(signal_at=7, nan=True))
     run.trainer.step.checks_overflow = False  # or the update would be skipped
-    run.trainer.step.measures_norm = False
     with pytest.raises(UserError) as error:
         run.trainer.run()
     message = str(error.value)

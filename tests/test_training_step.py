@@ -64,8 +64,9 @@ def test_plain_steps_match_numpy():
     for seed in range(3):
         expected, slope = gradient(weight, *batch(seed))
         weight -= RATE * slope
-        loss, _, finite = call(step, *batch(seed))
+        loss, norm, finite = call(step, *batch(seed))
         assert loss == pytest.approx(expected, rel=1e-6)
+        assert norm == pytest.approx(np.linalg.norm(slope), rel=1e-5)
         assert finite
     np.testing.assert_allclose(network.weight.asnumpy(), weight, rtol=1e-5, atol=1e-6)
 

@@ -28,6 +28,13 @@ class Linear(nn.Cell):
         return ops.matmul(x, self.weight)
 
 
+class Rectified(Linear):
+    """Turns NaN into 0 on a CPU, so that the loss stays finite."""
+
+    def construct(self, x):
+        return ops.relu(ops.matmul(x, self.weight))
+
+
 class Loader:
     """The batch of (epoch, step) depends on these alone; `broken` names the ones with a NaN."""
 
@@ -73,9 +80,11 @@ class Twin(Alone):
         return 2.0 * np.asarray(values, np.float64)
 
 
-def build(epochs: int = 2, ranks=None, broken=frozenset(), options=None, **trainer_options) -> Trainer:
+def build(
+    epochs: int = 2, ranks=None, broken=frozenset(), options=None, network_type=Linear, **trainer_options
+) -> Trainer:
     ms.set_seed(3)
-    network = Linear()
+    network = network_type()
     optimizer = create_optimizer(network, "adamw", weight_decay=0.05)
     step = TrainStep(network, create_loss("CE"), optimizer, **(options or {}))
     rates = learning_rates("cosine_decay", 0.1, epochs, STEPS, decay_epochs=epochs)
@@ -167,6 +176,21 @@ def test_unreadable_images_are_told_per_epoch(caplog):
 def test_a_nan_loss_stops_with_its_step():
     trainer = build(broken=frozenset({(1, 2)}), log_interval=100)
     with pytest.raises(UserError, match="nan at epoch 2, step 3 of 5"):
+        trainer.run()
+
+
+def test_a_nan_that_the_loss_hides_stops_with_its_update(caplog):
+    options = {"accumulation_steps": 2}
+    trainer = build(broken=frozenset({(0, 2)}), options=options, network_type=Rectified, ranks=Twin())
+    with pytest.raises(
+        UserError, match=r"gradients are not finite at epoch 1, step 4 of 5, images 0/2/0/0.png, .* 20 more"
+    ):
+        trainer.run()
+
+
+def test_clipping_is_no_licence_to_go_on_with_nan():
+    trainer = build(broken=frozenset({(0, 2)}), options={"clip_norm": 1.0}, network_type=Rectified)
+    with pytest.raises(UserError, match="gradients are not finite at epoch 1, step 3 of 5"):
         trainer.run()
 
 

@@ -46,11 +46,11 @@ class TrainStep(nn.Cell):
     `construct(images, labels, lr, update)` takes images (B, C, H, W), labels (B,) or (B, classes), the learning rate
     of this update as a float32 scalar Tensor and, for gradient accumulation, a boolean Tensor: False only adds this
     batch's gradient to the sum, True also updates with the mean since the last update. It returns the loss of this
-    rank's batch, the global gradient norm before clipping (0 where nothing needs it) and whether the gradients were
-    finite (always True where nothing checks them).
+    rank's batch, the global gradient norm before clipping (0 without an update) and whether the norm is finite, which
+    tells of a NaN that ReLU hides from the loss.
 
-    Gradients are reduced once per update, as the mean over ranks, so every rank takes the same decision about clipping
-    and skipping. A skipped update leaves weights, optimizer and average untouched and is counted in `skipped`.
+    Gradients are reduced once per update, as the mean over ranks, so every rank takes the same decision about clipping,
+    skipping and stopping. A skipped update leaves weights, optimizer and average untouched and is counted in `skipped`.
 
     Args:
         network: the float32 network, or the same after `mixed_precision`.
@@ -93,7 +93,6 @@ class TrainStep(nn.Cell):
         self.accumulation_steps = accumulation_steps
         self.clip_norm = clip_norm
         self.checks_overflow = drop_overflow_update or self.loss_scale.dynamic
-        self.measures_norm = self.checks_overflow or clip_norm is not None
         self.rescales = self.loss_scale.active or accumulation_steps > 1 or clip_norm is not None
         self.reduce = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=size) if size > 1 else None
         self.totals = optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
@@ -125,9 +124,7 @@ class TrainStep(nn.Cell):
         if self.reduce is not None:
             gradients = self.reduce(gradients)
         factor = 1.0 / (self.loss_scale.value * self.accumulation_steps)
-        norm = ops.zeros_like(lr)
-        if self.measures_norm:
-            norm = ops.sqrt(2.0 * self.add_n(self.map(self.half_square_sum, gradients))) * factor
+        norm = ops.sqrt(2.0 * self.add_n(self.map(self.half_square_sum, gradients))) * factor
         finite = ops.isfinite(norm)
         if self.clip_norm is not None:
             factor = factor * (self.clip_norm / ops.maximum(norm, self.clip_norm))

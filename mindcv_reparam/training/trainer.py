@@ -109,7 +109,7 @@ class Trainer:
         """Train from where an interrupted run was, or from the beginning, to the end; returns the last epoch's record.
 
         Raises:
-            UserError: the loss is not finite, every update overflows, or the ranks' initial weights differ.
+            UserError: the loss or a gradient is not finite, every update overflows, or initial weights differ.
             Interrupted: a signal has stopped the run, and `state` is saved.
         """
         start = start or Progress()
@@ -226,9 +226,9 @@ class Trainer:
         return np.array(means), measured, float(seconds)
 
     def _check(self, losses: np.ndarray, finite: bool, epoch: int, step: int) -> None:
-        """Raise if the losses of a step, one per rank, are no ground to go on."""
+        """Raise if the losses of a step, one per rank, or its gradients are no ground to go on."""
         place = f"at epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}"
-        if not finite:
+        if not finite and self.step.checks_overflow:
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
                 raise UserError(
@@ -239,14 +239,22 @@ class Trainer:
         self._skipped_in_a_row = 0
         if not np.isfinite(losses).all():
             rank = int(np.argmin(np.isfinite(losses)))
-            names = self.loader.names(epoch, step, rank)
-            if self.ranks.is_main:
-                log.error("the batch %s on rank %d: %s", place, rank, ", ".join(names))
-            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-            raise UserError(
-                f"the loss is {losses[rank]} {place}, rank {rank}, images {shown}; {self._last_good()}; lower lr, clip "
-                "the gradient (clip_grad) or use amp_level O0"
-            )
+            self._fail(f"the loss is {losses[rank]} {place}, rank {rank}", epoch, [(step, rank)])
+        if not finite:  # what all ranks have gathered since the last update of this epoch
+            steps = range(max(0, step + 1 - self.step.accumulation_steps), step + 1)
+            batches = [(earlier, rank) for earlier in steps for rank in range(self.ranks.size)]
+            self._fail(f"the gradients are not finite {place}", epoch, batches)
+
+    def _fail(self, what: str, epoch: int, batches: Sequence[tuple[int, int]]) -> NoReturn:
+        """Raise an error that names some images of the (step, rank) it may come from, after a line that names all."""
+        names = [name for step, rank in batches for name in self.loader.names(epoch, step, rank)]
+        if self.ranks.is_main:
+            log.error("%s: images %s", what, ", ".join(names))
+        shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        raise UserError(
+            f"{what}, images {shown}; {self._last_good()}; lower lr or loss_scale, clip the gradient (clip_grad) "
+            "or use amp_level O0"
+        )
 
     def _last_good(self) -> str:
         return self.state.last_good() if self.state else "no state is saved"

@@ -19,8 +19,9 @@ def main() -> None:
 
     from mindcv_reparam.checkpoint import model_from_checkpoint
     from mindcv_reparam.deploy.accuracy import Comparison
-    from mindcv_reparam.deploy.bundle import Fused, read_labels, write_bundle
+    from mindcv_reparam.deploy.bundle import Fused, write_bundle
     from mindcv_reparam.deploy.graph import Interface
+    from mindcv_reparam.deploy.manifest import read_labels
     from mindcv_reparam.reparam import reparameterize
 
     network, info = model_from_checkpoint(config.ckpt_path, config.model, **config.model_arguments())

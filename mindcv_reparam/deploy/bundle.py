@@ -106,20 +106,6 @@ def write_bundle(
     return report
 
 
-def read_labels(path: str | os.PathLike[str]) -> list[str]:
-    """Class names from a text file, one a line.
-
-    Raises:
-        UserError: there is no such text file.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the labels {path}: {getattr(error, 'strerror', None) or 'no UTF-8 text'}"
-        ) from None
-
-
 def _write_models(folder: Path, deployment: Deployment, formats: Sequence[str], opset: int) -> dict[str, Program]:
     """Write the files and load them again: programs by format, without AIR, which nothing here loads."""
     programs = {}

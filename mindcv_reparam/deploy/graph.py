@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..features import feature_network
 from .half import with_half_weights
 from .manifest import InputKind, OutputKind, TensorSpec
+from .probabilities import softmax
 from .runners import Program, cell_program
 from .stem import on_pixels
 
@@ -121,12 +122,6 @@ def random_images(kind: InputKind, batch: int, size: tuple[int, int]) -> np.ndar
     if kind == "normalized":
         return rng.standard_normal((batch, 3, *size), np.float32)
     return rng.integers(0, 256, (batch, *size, 3), np.uint8)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 class Graph(nn.Cell):

@@ -111,6 +111,20 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise UserError(f"{folder} is damaged: {MANIFEST} or {PREPROCESSING} cannot be understood ({error})") from None
 
 
+def read_labels(path: str | os.PathLike[str]) -> list[str]:
+    """Class names from a text file, one a line.
+
+    Raises:
+        UserError: there is no such text file.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the labels {path}: {getattr(error, 'strerror', None) or 'no UTF-8 text'}"
+        ) from None
+
+
 def _spec(values: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(values["name"], values["dtype"], tuple(values["shape"]))
 

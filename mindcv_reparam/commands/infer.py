@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mindcv_reparam.deploy.contact_sheet import CAPACITY, write_contact_sheet
 from mindcv_reparam.deploy.image_files import find_images
-from mindcv_reparam.deploy.manifest import read_manifest
+from mindcv_reparam.deploy.manifest import read_labels, read_manifest
 from mindcv_reparam.deploy.prediction import Classifier, Prediction, Skipped
 from mindcv_reparam.deploy.prediction_files import WRITERS, line, shown
 from mindcv_reparam.deploy.runners import BACKENDS, backend_for, bundle_program
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     _check_ending("--output", args.output, WRITERS)
     _check_ending("--contact_sheet", args.contact_sheet, [".png"])
     files = find_images(args.images)
-    labels = _read_labels(args.labels) if args.labels else None
+    labels = read_labels(args.labels) if args.labels else None
     classifier = (_of_bundle if Path(args.source).is_dir() else _of_checkpoint)(args, labels, len(files))
     predictions, skipped = _predict(classifier, files, args, CAPACITY if args.contact_sheet else 0)
     if args.output:
@@ -92,13 +92,6 @@ def _predict(
     seconds = time.perf_counter() - start
     _say(f"{len(predictions)} images in {seconds:.1f} s ({len(files) / seconds:.1f} img/s), {len(skipped)} skipped")
     return predictions, skipped
-
-
-def _read_labels(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the labels {path}: {error}") from error
 
 
 def _check_ending(flag: str, path: Path | None, endings: Sequence[str]) -> None:

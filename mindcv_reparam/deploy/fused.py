@@ -2,14 +2,11 @@
 
 import os
 
-import mindspore as ms
-import numpy as np
-
 from ..checkpoint import model_from_checkpoint
 from ..data.transforms import height_and_width
 from ..reparam import reparameterize
 from .manifest import Manifest, TensorSpec
-from .runners import Program
+from .runners import Program, cell_program
 
 
 def fused_model(path: str | os.PathLike[str], batch_size: int, model: str | None = None) -> tuple[Manifest, Program]:
@@ -25,11 +22,11 @@ def fused_model(path: str | os.PathLike[str], batch_size: int, model: str | None
     network, info = model_from_checkpoint(path, model)
     if info.state != "full":
         network = reparameterize(network, "full")
-    shape = (batch_size, info.hparams["in_channels"], *height_and_width(info.hparams["img_size"]))
+    size = height_and_width(info.hparams["img_size"])
     manifest = Manifest(
         model=info.model,
         state="full",
-        input=TensorSpec("images", "float32", shape),
+        input=TensorSpec("images", "float32", (batch_size, info.hparams["in_channels"], *size)),
         input_kind="normalized",
         outputs=(TensorSpec("logits", "float32", (batch_size, info.hparams["num_classes"])),),
         output_kind="logits",
@@ -37,10 +34,6 @@ def fused_model(path: str | os.PathLike[str], batch_size: int, model: str | None
         weights="fp32",
         files={},
         labels=tuple(info.classes or ()),
-        preprocessing=info.preprocessing,
+        preprocessing={**info.preprocessing, "image_resize": size},
     )
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (network(ms.Tensor(images)).asnumpy(),)
-
-    return manifest, run
+    return manifest, cell_program(network)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..errors import UserError
 from .images import NoImage, decode, preprocessor
-from .manifest import Manifest, OutputKind
+from .manifest import Manifest
+from .probabilities import most_probable
 from .runners import Program
 
 THUMBNAIL = 128  # pixels, the longer side
@@ -151,26 +152,6 @@ class Classifier:
                 yield Skipped(sample.file, "the model's output for it is not finite")
 
 
-def most_probable(outputs: Sequence[np.ndarray], kind: OutputKind, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and probabilities (N, count) of the most probable classes; of equal ones the first, as in validation.
-
-    Fewer than ``count`` where a model has or tells fewer.
-    """
-    if kind == "topk":
-        probabilities, classes = outputs
-        return classes[:, :count], probabilities[:, :count]
-    values = outputs[0].astype(np.float64)
-    classes = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    probabilities = _softmax(values) if kind == "logits" else values
-    return classes, np.take_along_axis(probabilities, classes, axis=1)
-
-
 def _thumbnail(image: Image.Image) -> Image.Image:
     scale = THUMBNAIL / max(image.size)
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # ∞ − ∞ is NaN, which the caller reports
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -1,5 +1,6 @@
 """``python -m mindcv_reparam COMMAND``: imports the one command that is asked for and runs it."""
 
+import argparse
 import importlib
 import sys
 
@@ -22,7 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     if name not in known:
         raise UserError(f"unknown command {name}; the nearest is {nearest(name, known)}; see {PROGRAM} --help")
     command = importlib.import_module(f"mindcv_reparam.commands.{name}")
-    parser = Parser(prog=f"{PROGRAM} {name}", description=command.__doc__)
+    parser = Parser(
+        prog=f"{PROGRAM} {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     command.add_arguments(parser)
     return command.run(parser.parse_args(rest))
 

@@ -48,6 +48,7 @@ WITHOUT_MINDSPORE = [
     ".distributed",
     ".__main__",
     ".fusion",
+    ".commands.infer",
 ]
 
 

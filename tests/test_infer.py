@@ -45,7 +45,9 @@ PREPROCESSING = {
 }
 
 
-def manifest(input_kind="normalized", output_kind="logits", batch_sizes=None, labels=tuple(COLOURS), **preprocessing):
+def manifest(
+    input_kind="normalized", output_kind="logits", batch_sizes=None, labels=tuple(COLOURS), files=None, **preprocessing
+):
     """That of a model whose three classes are the channels: the mean over the image is the logit."""
     batch = batch_sizes[0] if batch_sizes and len(batch_sizes) == 1 else None
     shape, dtype = ((3, SIZE, SIZE), "float32") if input_kind == "normalized" else ((SIZE, SIZE, 3), "uint8")
@@ -62,7 +64,7 @@ def manifest(input_kind="normalized", output_kind="logits", batch_sizes=None, la
         output_kind=output_kind,
         batch_sizes=batch_sizes,
         weights="fp32",
-        files={"ONNX": "model.onnx"},
+        files=files or {"ONNX": "model.onnx"},
         labels=labels,
         preprocessing={**PREPROCESSING, **preprocessing},
     )
@@ -134,6 +136,10 @@ def test_folders_patterns_and_files_name_images_once_and_in_order(photos, monkey
     assert find_images(["photos/more/*", "photos"]) == list(map(Path, found[2:] + found[:2]))
     assert find_images(["photos/mo*"]) == list(map(Path, found[2:]))
     assert find_images(["photos/notes.txt"]) == [Path("photos/notes.txt")]
+    Path("linked").symlink_to("photos/more")
+    Path("photos/more/circle").symlink_to("..")
+    assert find_images(["linked"])[:2] == [Path("linked/c.png"), Path("linked/circle/a.png")]
+    assert len(find_images(["linked"])) == len(find_images(["photos"])) == 4
     Path("photos/[1].png").touch()
     assert find_images(["photos/[1].png"]) == [Path("photos/[1].png")]
 
@@ -218,6 +224,7 @@ def test_logits_and_probabilities_are_ranked_as_validation_ranks():
     total = 2 * np.exp(3) + np.exp(1) + 1
     np.testing.assert_allclose(probabilities[0], [np.exp(3) / total, np.exp(3) / total, np.exp(1) / total])
     np.testing.assert_allclose(probabilities[1], [1 / (1 + np.exp(-1)), 1 / (1 + np.e), 0.0], atol=1e-12)
+    assert most_probable([np.zeros((1, 100))], "logits", 4)[0].tolist() == [[0, 1, 2, 3]]
     shares = np.array([[0.2, 0.5, 0.3]], np.float32)
     classes, probabilities = most_probable([shares], "softmax", 5)
     assert classes.tolist() == [[1, 2, 0]]
@@ -278,13 +285,13 @@ def test_unreadable_images_are_named_and_skipped_and_all_others_done(tmp_path, p
     damaged = "not an image, or a damaged one"
     assert {Path(row["file"]).name: row["reason"] for row in told["skipped"]} == {
         **{"b.jpg": damaged, "bb.png": damaged, "notes.txt": damaged},
+        "c.png": "No such file or directory",
         "d.png": "more than 89,478,485 pixels, as it is or resized",
     }
     shown = capsys.readouterr()
     assert shown.out.count("\n") == 3
     assert f"{photos / 'b.jpg'} skipped: {damaged}\n" in shown.err
-    assert "3 images in" in shown.err
-    assert "4 skipped" in shown.err
+    assert "images: 3, skipped: 5, " in shown.err
     assert infer(bundle, photos, "--output", table) == 1
     assert [Path(row["file"]).name for row in csv.DictReader(table.open())] == ["a.png", "c.png", "d.BMP"]
 
@@ -311,6 +318,13 @@ def test_an_output_that_is_not_finite_is_no_prediction(photos):
     results = list(Classifier(manifest(), program).predict(find_images([str(photos)]), 4, topk=1))
     assert [type(result) for result in results] == [Prediction, Skipped, Prediction, Prediction]
     assert results[1].reason == "the model's output for it is not finite"
+
+
+def test_a_missing_runtime_is_named(tmp_path, photos, monkeypatch):
+    bundle = write_bundle(tmp_path / "bundle", files={"MINDIR": "model.mindir"})
+    monkeypatch.setitem(sys.modules, "mindspore_lite", None)
+    with pytest.raises(UserError, match="mindspore_lite is not installed"):
+        infer(bundle, photos, "--backend", "lite")
 
 
 # labels, files and the contact sheet
@@ -413,7 +427,7 @@ def test_onnxruntime_needs_no_mindspore_and_a_log_no_progress_bar(tmp_path, phot
     )
     assert child.returncode == 0, child.stderr
     assert [line.split()[1] for line in child.stdout.splitlines()] == ["red", "green", "blue", "red"]
-    assert child.stderr.startswith("4 images in ")
+    assert child.stderr.startswith("images: 4, skipped: 0, ")
     assert child.stderr.count("\n") == 1
     assert len(output.read_text().splitlines()) == 5
     assert os.listdir(output.parent) == [output.name]

@@ -90,7 +90,7 @@ def _predict(
                 bar.write(f"{shown(result.file)} skipped: {result.reason}", file=sys.stderr)
             bar.update()
     seconds = time.perf_counter() - start
-    _say(f"{len(predictions)} images in {seconds:.1f} s ({len(files) / seconds:.1f} img/s), {len(skipped)} skipped")
+    _say(f"images: {len(predictions)}, skipped: {len(skipped)}, {seconds:.1f} s, {len(files) / seconds:.1f} img/s")
     return predictions, skipped
 
 

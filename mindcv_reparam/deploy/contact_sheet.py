@@ -10,7 +10,7 @@ from ..files import written_whole
 from .prediction import THUMBNAIL, Prediction
 
 CAPACITY = 400  # images on a sheet
-_MARGIN, _LINE = 8, 16  # pixels
+_MARGIN, _LINE = 8, 20  # pixels
 _CELL = (THUMBNAIL + 2 * _MARGIN, THUMBNAIL + 3 * _MARGIN + 2 * _LINE)  # width, height
 
 

@@ -1,6 +1,7 @@
 """Image files by name, folder or pattern."""
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,5 +43,15 @@ def _files(name: str) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    files: list[Path] = []
+    visited: set[str] = set()  # links can lead in circles
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(directory)
+        if place in visited:
+            subfolders.clear()
+            continue
+        visited.add(place)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        images = (name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+        files += [Path(directory, name) for name in images if not name.startswith(".")]
+    return sorted(files)

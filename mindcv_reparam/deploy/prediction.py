@@ -1,7 +1,6 @@
 """What images show, by a model: decoding beside running, batches of the sizes it takes, the most probable classes."""
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from .runners import Program
 
 THUMBNAIL = 128  # pixels, the longer side
 # Pillow decodes and resizes without Python's lock; what it holds the lock for would make more threads wait.
-_THREADS = min(4, len(os.sched_getaffinity(0)))
+_THREADS = 4
 
 
 @dataclass(frozen=True)

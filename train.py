@@ -56,11 +56,12 @@ def train(
     from mindcv_reparam.training.keeper import CheckpointKeeper
     from mindcv_reparam.training.loss_scale import LossScale
     from mindcv_reparam.training.losses import create_loss
-    from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, plot_curves, read_metrics
+    from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, metrics_of, plot_curves, read_metrics
     from mindcv_reparam.training.optimizer import create_optimizer
     from mindcv_reparam.training.precision import mixed_precision, supported_level
     from mindcv_reparam.training.resume import Progress, TrainingState, resume_path, state_path
     from mindcv_reparam.training.schedule import learning_rates, scaled_rates
+    from mindcv_reparam.training.statistics import synchronize
     from mindcv_reparam.training.step import TrainStep
     from mindcv_reparam.training.teachers import create_distillation, create_imitation
     from mindcv_reparam.training.trainer import Trainer
@@ -72,6 +73,8 @@ def train(
         "gelu": config.gelu,
     }
     network = create_model(config.model, drop_rate=config.drop_rate, drop_path_rate=config.drop_path_rate, **hparams)
+    if config.sync_bn:
+        synchronize(network, device)
     seed_masks(network, config.seed, ranks.rank)
     folder = Path(config.ckpt_save_dir)
     resumed = resume_path(config.resume, folder, config.model, ranks)
@@ -83,6 +86,9 @@ def train(
     imitation = create_imitation(config, network, level)
     mixed_precision(network, level)
     average = WeightAverage(network, config.ema_decay, config.ema_warmup) if config.ema else None
+    weights = ("online",)
+    if average:
+        weights = ("online", "ema") if config.ckpt_select == "online" else ("ema", "online")
     step = TrainStep(
         network,
         loss,
@@ -131,17 +137,19 @@ def train(
                 metrics |= evaluate(network, val_loader, ranks).metrics("ema_")
         return metrics
 
-    def save(path: Path, record: dict[str, float]) -> None:
+    def save(path: Path, record: dict[str, float], weights: str) -> None:
+        measured = metrics_of(weights, record)
         info = CheckpointInfo(
             model=config.model,
             hparams=hparams,
             classes=list(classes),
             preprocessing={name: getattr(config, name) for name in model_info(config.model).preprocessing},
-            epoch=record["epoch"],
-            step=record["step"],
-            metrics={name: value for name, value in record.items() if name not in ("epoch", "step")},
+            epoch=measured.pop("epoch"),
+            step=measured.pop("step"),
+            weights=weights,
+            metrics=measured,
         )
-        with average.applied() if average else contextlib.nullcontext():
+        with average.applied() if weights == "ema" else contextlib.nullcontext():
             save_checkpoint(path, network, info)
 
     state = TrainingState(
@@ -165,7 +173,7 @@ def train(
             keep=config.keep_checkpoint_max,
             policy=config.ckpt_save_policy,
             interval=config.ckpt_save_interval,
-            metric="ema_top1" if average else "top1",
+            weights=weights,
         )
         keeper.recall(read_metrics(metrics.path))
         hooks = [

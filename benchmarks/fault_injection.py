@@ -104,13 +104,14 @@ class Job:
         return sorted(found)
 
     def weights(self) -> str:
-        """SHA-256 of the final weights."""
+        """SHA-256 of the final weights, online and averaged."""
         from mindcv_reparam.checkpoint import read_checkpoint
 
-        arrays, _ = read_checkpoint(self.folder / f"{MODEL}_final.ckpt")
         digest = hashlib.sha256()
-        for name in sorted(arrays):
-            digest.update(name.encode() + arrays[name].tobytes())
+        for kind in ("final", "final_online"):
+            arrays, _ = read_checkpoint(self.folder / f"{MODEL}_{kind}.ckpt")
+            for name in sorted(arrays):
+                digest.update(name.encode() + arrays[name].tobytes())
         return digest.hexdigest()
 
     def metrics(self) -> list[dict[str, str]]:

@@ -42,7 +42,8 @@ class CheckpointInfo:
     state: str = "train"  # "train", or the level of reparameterize: "branches", "full"
     epoch: int = 0  # epochs done
     step: int = 0  # updates done
-    metrics: dict[str, float] = field(default_factory=dict)
+    weights: str = "online"  # or "ema", the moving average of the online ones
+    metrics: dict[str, float] = field(default_factory=dict)  # of these weights
     source: str = ""  # where converted weights come from
 
 

@@ -138,6 +138,9 @@ class Config:
     ckpt_save_interval: int = _checkpoint("T", 1, "epochs between checkpoints", at_least=1)
     ckpt_save_policy: Literal["latest_k", "top_k"] | None = _checkpoint("T", "latest_k", "which to keep; None: all")
     keep_checkpoint_max: int = _checkpoint("T", 10, "checkpoints to keep", at_least=1)
+    ckpt_select: Literal["ema", "online"] | None = _checkpoint(
+        "T", None, "the weights that are kept, by their accuracy; None: ema where it is on; best and final keep both"
+    )
 
     epoch_size: int = _training("T", 90, "epochs", at_least=1)
     val_while_train: bool = _training("T", False, "validate during the training")
@@ -149,6 +152,7 @@ class Config:
     ema: bool = _training("T", False, "keep an exponential moving average of the weights")
     ema_decay: float = _training("T", 0.9999, "its decay per update", at_least=0, below=1)
     ema_warmup: float = _training("T", 2000.0, "updates over which the decay grows, 0: constant", at_least=0)
+    sync_bn: bool = _training("T", False, "batch statistics of all devices together, Ascend only")
 
     opt: Literal["sgd", "momentum", "adam", "adamw", "lamb"] = _optimizer("T", "adam", "optimizer")
     momentum: float = _optimizer("T", 0.9, "of sgd and momentum", at_least=0, below=1)
@@ -250,6 +254,8 @@ class Config:
             raise UserError("lr_scale linear needs lr_base_batch, the images per update that lr is meant for")
         if self.ckpt_save_policy == "top_k" and not self.val_while_train:
             raise UserError("ckpt_save_policy top_k keeps the most accurate checkpoints: it needs val_while_train True")
+        if self.ckpt_select == "ema" and not self.ema:
+            raise UserError("ckpt_select ema keeps averaged weights: it needs ema True")
         self._check_distillation()
 
     def _check_distillation(self) -> None:

@@ -293,3 +293,10 @@ def test_help_says_where_preprocessing_comes_from(capsys):
             parse(["-h"], script)
         text = " ".join(capsys.readouterr().out.split())
         assert f"--image_resize N [N ...] image side, or height and width (default: {origin})" in text
+
+
+def test_averaged_weights_are_not_selected_where_there_are_none():
+    with pytest.raises(UserError, match="ckpt_select ema keeps averaged weights: it needs ema True"):
+        train("--ckpt_select", "ema")
+    assert train("--ckpt_select", "ema", "--ema", "True").ckpt_select == "ema"
+    assert train("--ckpt_select", "online").ckpt_select == "online"

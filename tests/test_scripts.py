@@ -41,6 +41,7 @@ def trained(tmp_path_factory):
     """The folder of a short training on the digits under mpirun, and its log."""
     folder = tmp_path_factory.mktemp("run") / "digits"
     options = ("--epoch_size", 2, "--decay_epochs", 1, "--ckpt_save_dir", folder, "--log_interval", 11)
+    options += ("--ema", True, "--ema_decay", 0.5, "--ema_warmup", 0, "--ckpt_select", "online")
     _, log = run(ROOT / "train.py", "-c", DIGITS, *options, ranks=2)
     return folder, log
 
@@ -50,6 +51,7 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
     folder, log = trained
     assert {file.name for file in folder.iterdir()} == {
         *("visformer_tiny.yaml", "metrics.csv", "curves.png", "visformer_tiny_best.ckpt", "visformer_tiny_final.ckpt"),
+        *("visformer_tiny_best_ema.ckpt", "visformer_tiny_final_ema.ckpt"),
         *("visformer_tiny-0001.ckpt", "visformer_tiny-0002.ckpt", "visformer_tiny_resume.npz"),
     }
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -67,6 +69,12 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
     assert (info.model, info.state, info.classes) == ("visformer_tiny", "train", [str(d) for d in range(10)])
     assert info.preprocessing["image_resize"] == 32
     assert info.hparams["num_classes"] == 10
+    assert info.weights == "online"
+    averaged, info = read_checkpoint(folder / "visformer_tiny_best_ema.ckpt")
+    assert info.weights == "ema"
+    assert info.metrics["top1"] == pytest.approx(float(rows[info.epoch - 1]["ema_top1"]))
+    assert averaged.keys() == arrays.keys()
+    assert any(np.any(averaged[name] != value) for name, value in arrays.items())
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from mindcv_reparam.training.keeper import CheckpointKeeper
 SCORES = (10.0, 30.0, 20.0, 40.0, 15.0)
 
 
-def save(path, record):
-    path.write_text(str(record["epoch"]))
+def save(path, record, weights):
+    path.write_text(str(record["epoch"]) + ("" if weights == "online" else f" {weights}"))
 
 
 def run(directory, epochs, **options):
@@ -38,6 +38,23 @@ def test_policies(tmp_path, options, epochs):
     assert files(tmp_path / "ckpt") == expected | {"net_best.ckpt": "4", "net_final.ckpt": "5"}
 
 
+@pytest.mark.parametrize(("weights", "best", "suffixes"), [("ema", 2, (" ema", "")), ("online", 4, ("", " ema"))])
+def test_best_and_final_keep_both_sets_of_weights(tmp_path, weights, best, suffixes):
+    other = {"ema": "online", "online": "ema"}[weights]
+    keeper = CheckpointKeeper(tmp_path, "net", save, keep=1, weights=(weights, other))
+    for epoch, (top1, ema_top1) in enumerate(zip(SCORES, (5.0, 50.0, 20.0, 30.0, 10.0)), start=1):
+        keeper.epoch_end({"epoch": epoch, "top1": top1, "ema_top1": ema_top1})
+    keeper.train_end({"epoch": 5})
+    own, others = suffixes
+    assert files(tmp_path) == {
+        "net-0005.ckpt": f"5{own}",
+        "net_best.ckpt": f"{best}{own}",
+        f"net_best_{other}.ckpt": f"{best}{others}",
+        "net_final.ckpt": f"5{own}",
+        f"net_final_{other}.ckpt": f"5{others}",
+    }
+
+
 def test_without_validation_there_is_no_best(tmp_path):
     keeper = CheckpointKeeper(tmp_path, "net", save, keep=1)
     keeper.epoch_end({"epoch": 1, "top1": None})
@@ -65,7 +82,7 @@ def test_files_of_another_run_are_left_alone(tmp_path):
 def test_a_failed_save_deletes_nothing(tmp_path):
     keeper = run(tmp_path, (1,), keep=1)
 
-    def fail(path, record):
+    def fail(path, record, weights):
         raise OSError("no space")
 
     keeper.save = fail

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, plot_curves, read_metrics
+from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, metrics_of, plot_curves, read_metrics
 
 
 def row(epoch: int, **more: float) -> dict[str, float]:
@@ -22,6 +22,13 @@ def test_rows_come_back_with_their_types(tmp_path):
     assert first["top1"] is None
     assert second["top1"] == 97.5
     assert file.path.read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+def test_each_set_of_weights_has_its_own_results():
+    record = row(3, top1=90.0, val_loss=0.5, ema_top1=95.0, ema_val_loss=0.25)
+    assert metrics_of("online", record) == row(3, top1=90.0, val_loss=0.5)
+    assert metrics_of("ema", record) == row(3, top1=95.0, val_loss=0.25)
+    assert metrics_of("ema", row(4)) == row(4)  # an epoch without validation
 
 
 def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):

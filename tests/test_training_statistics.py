@@ -1,10 +1,12 @@
 """Running statistics agree after averaging; nothing else moves."""
 
 import numpy as np
+import pytest
 from mindspore import Tensor, nn
 
+from mindcv_reparam.errors import UserError
 from mindcv_reparam.training.ema import WeightAverage
-from mindcv_reparam.training.statistics import average_statistics
+from mindcv_reparam.training.statistics import average_statistics, synchronize
 
 RNG = np.random.default_rng(0)
 
@@ -64,3 +66,28 @@ def test_one_rank_keeps_its_own():
     alone.size = 1
     average_statistics(network.get_parameters(), alone)
     np.testing.assert_array_equal(network.first.moving_mean.asnumpy(), before)
+
+
+def test_synchronous_norms_take_the_place_of_the_others():
+    """On one rank, where MindSpore's SyncBatchNorm computes what BatchNorm2d does."""
+    network = nn.SequentialCell(randomized()[0], randomized()[0])
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+    x = Tensor(RNG.normal(size=(4, 3, 2, 2)).astype(np.float32))
+    expected = network[0].set_train()(x).asnumpy()
+    for name, value in before.items():  # the first call has moved the statistics
+        dict(network.parameters_and_names())[name].set_data(Tensor(value))
+
+    synchronize(network, "Ascend")
+    norms = [network[index].second for index in (0, 1)] + [network[0].first]
+    assert all(type(norm) is nn.SyncBatchNorm for norm in norms)
+    after = {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
+    assert list(after) == list(before)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    assert (norms[0].eps, norms[0].momentum) == (1e-5, pytest.approx(0.1))
+    np.testing.assert_array_equal(norms[2].set_train()(x).asnumpy(), expected)
+
+
+def test_synchronous_norms_are_refused_on_a_cpu():
+    with pytest.raises(UserError, match="statistics are averaged before validation"):
+        synchronize(Network(), "CPU")

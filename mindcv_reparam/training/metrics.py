@@ -52,6 +52,14 @@ class MetricsFile:
             os.fsync(file.fileno())
 
 
+def metrics_of(weights: str, record: Mapping[str, float | None]) -> dict[str, float | None]:
+    """What a record tells of the "online" or of the "ema" weights, validated under the same names."""
+    own = {name: value for name, value in record.items() if not name.startswith("ema_")}
+    if weights == "ema":
+        own |= {name.removeprefix("ema_"): record[name] for name in EMA_COLUMNS if name in record}
+    return own
+
+
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The complete rows of a metrics file, None for an empty field."""
     text = path.read_text(encoding="utf-8")

@@ -30,7 +30,9 @@ demo: setup
 	python -m mindcv_reparam reparameterize -c $(CONFIG) --ckpt_path $(DEMO)/$(MODEL)_best.ckpt --output $(DEMO)/fused.ckpt
 	python validate.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --output $(DEMO)/accuracy.json
 	python -c "import json; top1 = json.load(open('$(DEMO)/accuracy.json'))['top1']; assert top1 >= 97, top1"
-	python export.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --batch_size dynamic --output $(DEMO)
+	python export.py -c $(CONFIG) --ckpt_path $(DEMO)/fused.ckpt --file_format MINDIR ONNX --batch_size dynamic \
+		--verify_data digits --output $(DEMO)/bundle
+	python -m mindcv_reparam verify $(DEMO)/bundle
 
 test: setup
 	python -m pytest -n 2 --dist loadfile

@@ -96,12 +96,24 @@ def test_every_validation_image_counts_once_whatever_the_ranks_and_batches(train
 
 
 @pytest.mark.slow
-def test_a_checkpoint_alone_is_enough_to_export(trained, tmp_path):
+def test_a_checkpoint_alone_is_enough_for_a_bundle(trained, tmp_path):
     folder, _ = trained
-    checkpoint = folder / "visformer_tiny_best.ckpt"
-    out, _ = run(ROOT / "export.py", "--ckpt_path", checkpoint, "--batch_size", "dynamic", "--output", tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["visformer_tiny_full.mindir"]
-    assert float(re.search(r"by ([\d.e+-]+), relative", out).group(1)) <= 2e-5
+    checkpoint, bundle = folder / "visformer_tiny_best.ckpt", tmp_path / "bundle"
+    options = ("--file_format", "MINDIR", "ONNX", "--batch_size", "dynamic", "--input", "rgb", "--head", "topk")
+    data = ("--dataset", "digits", "--verify_data", "digits", "--num_samples", 100)
+    out, _ = run(ROOT / "export.py", "--ckpt_path", checkpoint, *options, *data, "--output", bundle)
+    for file in ("model.mindir", "model.onnx"):
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{bundle / file}: visformer_tiny (full)"))
+        assert float(re.search(r"network by ([\d.e+-]+)", line).group(1)) <= 2e-5
+        (correct,) = re.findall(r"top-1 [\d.]+ % \((\d+)/100\)", line)
+        assert int(correct) > 90
+        assert "0 predictions differ" in line
+    out, _ = run("-m", "mindcv_reparam", "verify", bundle)
+    assert out.endswith(f"{bundle} is whole\n")
+    (bundle / "labels.txt").write_text("zero\n")
+    _, err = run("-m", "mindcv_reparam", "verify", bundle, status=2)
+    assert err.count("\n") == 1 + err.count("set ONEDNN")
+    assert "labels.txt was changed" in err
 
 
 @pytest.mark.slow

@@ -70,7 +70,8 @@ def write_bundle(
             the folder cannot be written.
     """
     info = fused.info
-    preprocessing = dict(info.preprocessing, image_resize=height_and_width(info.hparams["img_size"]))
+    preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in info.preprocessing.items()}
+    preprocessing["image_resize"] = height_and_width(info.hparams["img_size"])
     deployment = prepare(fused.network, fused.state, interface, preprocessing)
     if "AIR" in formats:
         check_air(device_target, deployment.input)

@@ -13,7 +13,7 @@ from onnx import helper
 
 from ...errors import UserError
 from ...files import written_whole
-from .graph import Constant, Graph, Node, ordered, read
+from .graph import Graph, Node, ordered, read
 from .operators import RULES
 from .patterns import simplify
 from .writer import Writer, value_info

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,21 +206,30 @@ class _Reader:
         return name.removeprefix(f"{self.proto.graph.name}:")
 
     def _outputs(self) -> dict[str, Value]:
-        """By name; numbers that MindSpore gave to nameless ones, which change from run to run, are left out."""
-        found = {}
-        for entry in self.proto.graph.output:
-            name, value = self._short(entry.name), self.values[entry.name]
-            if name.startswith("CNode_") or ":" in name:
-                name = "output"
-            if isinstance(value, Pack):
-                found |= {f"{name}_{i}": item for i, item in enumerate(value.items)}
-            else:
-                found[name] = value
-        return found
+        """By the names of what computes them; by "output" or "output_0" … if these are MindSpore's, which change from
+        run to run, or not distinct."""
+        producers = {node.output[0]: node for node in self.proto.graph.node}
+
+        def computed(name: str) -> list[str]:
+            node = producers.get(name)
+            op = self._op(node) if node else None
+            if op == "Depend":
+                return computed(node.input[0])
+            return [inner for entry in node.input for inner in computed(entry)] if op == "MakeTuple" else [name]
+
+        tensors = [name for entry in self.proto.graph.output for name in computed(entry.name)]
+        names = [self._short(name).split(":")[0] for name in tensors]
+        taken = {self._short(entry.name) for entry in self.proto.graph.input}
+        if len({*names, *taken}) < len(names) + len(taken) or any(re.search(r"^CNode_|\$", name) for name in names):
+            names = ["output"] if len(names) == 1 else [f"output_{i}" for i in range(len(names))]
+        return {name: self.values[tensor] for name, tensor in zip(names, tensors)}
+
+    def _op(self, node: NodeProto) -> str:
+        name = node.op_type.removeprefix("REF::")
+        return self.primitives[name].op_type if name in self.primitives else name
 
     def _value(self, node: NodeProto) -> Value:
-        primitive = self.primitives.get(node.op_type.removeprefix("REF::"))
-        op = primitive.op_type if primitive else node.op_type.removeprefix("REF::")
+        op = self._op(node)
         if op == "Constant":
             value = _decoded(node.attribute[0])
             return Constant(value) if isinstance(value, np.ndarray) else Literal(value)
@@ -234,6 +244,7 @@ class _Reader:
         if op == "TupleGetItem":
             source, index = inputs[0], literal(inputs[1])
             return source.items[index] if isinstance(source, Pack) else Output(source, index)
+        primitive = self.primitives.get(node.op_type.removeprefix("REF::"))
         attributes = {entry.name: _decoded(entry) for entry in primitive.attribute} if primitive else {}
         return Node(op, inputs, _types(node), attributes, _scope(node.domain))
 

@@ -40,9 +40,10 @@ def _elementwise(writer: Writer, node: Node) -> list[str]:
     return writer.add(_SAME[node.op], node.inputs)
 
 
-@_rule("Muls")
-def _muls(writer: Writer, node: Node) -> list[str]:
-    return writer.add("Mul", [node.inputs[0], writer.number(literal(node.inputs[1]), node.type.dtype)])
+@_rule("Adds", "Subs", "Muls", "Divs")
+def _with_scalar(writer: Writer, node: Node) -> list[str]:
+    x, number = node.inputs
+    return writer.add(node.op[:-1], [x, writer.number(literal(number), node.type.dtype)])
 
 
 @_rule("Square")
@@ -70,7 +71,7 @@ def _cast(writer: Writer, node: Node) -> list[str]:
     return writer.cast(node.inputs[0], node.type.dtype)
 
 
-@_rule("Gelu")
+@_rule("gelu")
 def _gelu(writer: Writer, node: Node) -> list[str]:
     """The operator, or the nodes that runtimes take together to one (onnxruntime's GeluFusion and FastGeluFusion)."""
     (x,), approximate = node.inputs, node.attributes["approximate"]
@@ -82,7 +83,7 @@ def _gelu(writer: Writer, node: Node) -> list[str]:
 
     if approximate == "none":
         gate = writer.add("Add", writer.add("Erf", writer.add("Div", [x, number(math.sqrt(2.0))])) + [number(1.0)])
-        return writer.add("Mul", writer.add("Mul", [x, *gate]) + [number(0.5)])
+        return writer.add("Mul", writer.add("Mul", [x, number(0.5)]) + gate)
     cubic = writer.add("Mul", writer.add("Pow", [x, number(3.0)]) + [number(0.044715)])
     argument = writer.add("Mul", writer.add("Add", [x, *cubic]) + [number(math.sqrt(2.0 / math.pi))])
     gate = writer.add("Add", writer.add("Tanh", argument) + [number(1.0)])
@@ -149,7 +150,7 @@ def _transposed(writer: Writer, x: Value, transpose: Literal) -> Value | str:
     return writer.add("Transpose", [x], perm=[*range(rank - 2), rank - 1, rank - 2])[0]
 
 
-@_rule("Dense")
+@_rule("dense")
 def _dense(writer: Writer, node: Node) -> list[str]:
     x, weight, bias, *transposed = node.inputs
     if len(x.type.dims) == 2:
@@ -158,7 +159,7 @@ def _dense(writer: Writer, node: Node) -> list[str]:
     return writer.add("Add", writer.add("MatMul", [x, _transposed(writer, weight, transposed[1])]) + [bias])
 
 
-@_rule("ConstantProduct")
+@_rule("constant product")
 def _constant_product(writer: Writer, node: Node) -> list[str]:
     return writer.add("MatMul", node.inputs)
 
@@ -198,7 +199,7 @@ def _layer_norm(writer: Writer, node: Node) -> list[str]:
     return writer.add("Add", scaled + [shift])
 
 
-@_rule("GroupNorm")
+@_rule("sample norm")
 def _group_norm(writer: Writer, node: Node) -> list[str]:
     """The operator from opset 21 on, whose scale and shift are per channel; that of opset 18 had them per group.
 
@@ -270,17 +271,6 @@ def _top_k(writer: Writer, node: Node) -> list[str]:
     x, k = node.inputs
     values, indices = writer.add("TopK", [x, writer.integers([literal(k)])], outputs=2, axis=-1, largest=1, sorted=1)
     return [values, *writer.cast(indices, node.types[1].dtype)]
-
-
-@_rule("PadV3")
-def _pad(writer: Writer, node: Node) -> list[str]:
-    x, paddings, value = node.inputs
-    rank, flat = len(x.type.dims), list(literal(paddings))
-    if node.attributes["mode"] != "constant" or not node.attributes["paddings_contiguous"]:
-        raise UserError(f"padding with mode {node.attributes['mode']} cannot be translated into ONNX")
-    pairs = [(0, 0)] * (rank - len(flat) // 2) + [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
-    pads = [before for before, _ in pairs] + [after for _, after in pairs]
-    return writer.add("Pad", [x, writer.integers(pads), value], mode="constant")
 
 
 @_rule("Reshape")

@@ -3,12 +3,12 @@
 A pattern is looked for behind the node that gives its result; what it used to need stays in the graph only where
 something else needs it. What does not match is left as it is, to be translated primitive by primitive.
 
-Operations made here, beside those of MindSpore:
+Operations made here, in small letters where MindSpore has none of the kind:
 
-- ``Conv2D`` (x, weight, bias), ``Dense`` (x, weight, bias, transpose_a, transpose_b): with their bias.
-- ``Gelu`` (x): ``approximate`` is "none" or "tanh".
-- ``GroupNorm`` (x, scale, shift): over all axes but the first; scale and shift (C, 1, 1) or None; ``epsilon``.
-- ``ConstantProduct`` (matrix, x): a constant matrix times (N, K, M) along K.
+- ``Conv2D`` (x, weight, bias), ``dense`` (x, weight, bias, transpose_a, transpose_b): with their bias.
+- ``gelu`` (x): ``approximate`` is "none" or "tanh".
+- ``sample norm`` (x, scale, shift): over all axes but the first; scale and shift (C, 1, 1) or None; ``epsilon``.
+- ``constant product`` (matrix, x): a constant matrix times (N, K, M) along K.
 """
 
 import math
@@ -119,18 +119,18 @@ def _dense_bias(node: Node) -> Value | None:
     if node.op != "BiasAdd" or not _is(node.inputs[0], "MatMul"):
         return None
     x, weight, *transposed = node.inputs[0].inputs
-    return _replaced(node, "Dense", [x, weight, node.inputs[1], *transposed])
+    return _replaced(node, "dense", [x, weight, node.inputs[1], *transposed])
 
 
 def _dense_of_last_axis(node: Node) -> Value | None:
     """Reshape → dense → reshape, by which MindSpore applies a dense layer to more than two axes."""
-    if node.op != "Reshape" or not _is(node.inputs[0], "Dense") or not _is(node.inputs[0].inputs[0], "Reshape"):
+    if node.op != "Reshape" or not _is(node.inputs[0], "dense") or not _is(node.inputs[0].inputs[0], "Reshape"):
         return None
     dense, x = node.inputs[0], node.inputs[0].inputs[0].inputs[0]
     rows_are_kept = not dense.inputs[3].value and dense.inputs[0].type.dims[-1] == x.type.dims[-1]
     if not rows_are_kept or sizes(node)[1:-1] != sizes(x)[1:-1]:
         return None
-    return _replaced(node, "Dense", [x, *dense.inputs[1:]])
+    return _replaced(node, "dense", [x, *dense.inputs[1:]])
 
 
 def _reshape_twice(node: Node) -> Value | None:
@@ -151,14 +151,14 @@ def _constant_product(node: Node) -> Value | None:
     if not (pointwise and plain and last and conv.type.dims[3] == 1):
         return None
     matrix = Constant(weight.array[:, :, 0, 0], weight.name, weight.dtype)
-    return _replaced(node, "ConstantProduct", [matrix, expanded.inputs[0]])
+    return _replaced(node, "constant product", [matrix, expanded.inputs[0]])
 
 
 # -- GELU -------------------------------------------------------------------------------------------------------------
 
 
 def _gelu_tanh(node: Node) -> Value | None:
-    return _replaced(node, "Gelu", node.inputs[:1], approximate="tanh") if node.op == "GeLU" else None
+    return _replaced(node, "gelu", node.inputs[:1], approximate="tanh") if node.op == "GeLU" else None
 
 
 def _gelu_exact(node: Node) -> Value | None:
@@ -171,7 +171,7 @@ def _gelu_exact(node: Node) -> Value | None:
         if one_more and one_more[1] == 1.0 and _is(one_more[0], "Erf"):
             argument = _with_number(one_more[0].inputs[0], "Div")
             if argument and argument[0] is x and math.isclose(argument[1], math.sqrt(2.0), rel_tol=1e-3):
-                return _replaced(node, "Gelu", [x], approximate="none")
+                return _replaced(node, "gelu", [x], approximate="none")
     return None
 
 
@@ -179,7 +179,7 @@ def _gelu_exact(node: Node) -> Value | None:
 
 
 def _group_norm(node: Node) -> Value | None:
-    """``(x − mean) · rsqrt(var + ε)`` on a flat view of each sample, then in the shape of x, with or without a scale."""
+    """``(x − mean) · rsqrt(var + ε)`` on a flat view of each sample, back in the shape of x, with a scale or not."""
     if node.op == "Reshape" and _is(node.inputs[0], "Mul"):
         centred, factor = node.inputs[0].inputs
         scale = Literal(None)
@@ -200,7 +200,7 @@ def _group_norm(node: Node) -> Value | None:
         if scale.array.shape != (x.type.dims[1],):
             return None
         scale = Constant(scale.array.reshape(-1, 1, 1), scale.name, scale.dtype)
-    return _replaced(node, "GroupNorm", [x, scale, Literal(None)], epsilon=epsilon)
+    return _replaced(node, "sample norm", [x, scale, Literal(None)], epsilon=epsilon)
 
 
 def _statistics(centred: Value, factor: Value) -> tuple[Value, float] | None:
@@ -239,12 +239,12 @@ def _is_sample_mean(value: Value, sample: Size | None, of: Callable[[Value], boo
 
 
 def _group_norm_shift(node: Node) -> Value | None:
-    if node.op != "Add" or not _is(node.inputs[0], "GroupNorm") or not isinstance(node.inputs[1], Constant):
+    if node.op != "Add" or not _is(node.inputs[0], "sample norm") or not isinstance(node.inputs[1], Constant):
         return None
     norm, shift = node.inputs
     if not isinstance(norm.inputs[2], Literal) or shift.array.shape != (norm.type.dims[1], 1, 1):
         return None
-    return _replaced(node, "GroupNorm", [*norm.inputs[:2], shift], **norm.attributes)
+    return _replaced(node, "sample norm", [*norm.inputs[:2], shift], **norm.attributes)
 
 
 _RULES = (

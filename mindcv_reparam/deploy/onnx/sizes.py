@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from .graph import DYNAMIC, Literal, Node, Output, Pack, Value
 
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Muls", "Square", "Erf", "GeLU", "Gelu", "ReLU", "Sigmoid", "Rsqrt", "Cast"}
-_ELEMENTWISE |= {"BiasAdd", "Softmax", "BatchNorm", "GroupNorm"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Adds", "Subs", "Muls", "Divs", "Square", "Rsqrt", "Erf", "ReLU", "Sigmoid"}
+_ELEMENTWISE |= {"BiasAdd", "Softmax", "BatchNorm", "Cast", "GeLU", "gelu", "sample norm"}
 
 
 @dataclass(frozen=True)

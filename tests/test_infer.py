@@ -23,7 +23,7 @@ from mindcv_reparam.config import Config
 from mindcv_reparam.data import create_loader
 from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.data.image_folder import ImageFolder
-from mindcv_reparam.deploy import contact_sheet, images
+from mindcv_reparam.deploy import contact_sheet, fused, images
 from mindcv_reparam.deploy.bundle import Fused
 from mindcv_reparam.deploy.bundle import write_bundle as export
 from mindcv_reparam.deploy.graph import Interface
@@ -111,6 +111,7 @@ def photos(tmp_path):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30, 20), COLOURS[colour]).save(folder / file)
     (folder / "notes.txt").write_text("no image")
+    Image.new("RGB", (30, 20)).save(folder / ".e.png")
     (folder / ".hidden").mkdir()
     Image.new("RGB", (30, 20)).save(folder / ".hidden/e.png")
     return folder
@@ -186,7 +187,7 @@ def test_inputs_are_those_of_validation(tmp_path, image_resize, interpolation):
         (None, 4, [4, 4, 3]),
         ((4,), 32, [4, 4, 4]),
         ((1, 2, 8), 32, [8, 8]),
-        ((8, 1, 2, 4), 7, [4, 4, 4]),
+        ((4, 8, 1, 2), 7, [4, 4, 4]),
         ((2, 8), 3, [2, 2, 2, 2, 2, 2]),
         ((16, 32), 20, [16]),
     ],
@@ -225,6 +226,8 @@ def test_logits_and_probabilities_are_ranked_as_validation_ranks():
     np.testing.assert_allclose(probabilities[0], [np.exp(3) / total, np.exp(3) / total, np.exp(1) / total])
     np.testing.assert_allclose(probabilities[1], [1 / (1 + np.exp(-1)), 1 / (1 + np.e), 0.0], atol=1e-12)
     assert most_probable([np.zeros((1, 100))], "logits", 4)[0].tolist() == [[0, 1, 2, 3]]
+    half, single = (most_probable([logits[:1].astype(dtype)], "logits", 1)[1] for dtype in (np.float16, np.float32))
+    assert half == single
     shares = np.array([[0.2, 0.5, 0.3]], np.float32)
     classes, probabilities = most_probable([shares], "softmax", 5)
     assert classes.tolist() == [[1, 2, 0]]
@@ -342,6 +345,9 @@ def test_labels_of_the_command_line_go_before_the_bundles(tmp_path, photos, caps
     labels.write_text("rouge\nvert\n")
     with pytest.raises(UserError, match="there are 2 labels for the 3 classes of this visformer_tiny"):
         infer(bundle, photos, "--labels", labels)
+    unlabelled = write_bundle(tmp_path / "top", output_kind="topk", labels=())
+    assert infer(unlabelled, photos / "a.png", "--labels", labels) == 0
+    assert ": rouge " in capsys.readouterr().out
     with pytest.raises(UserError, match="cannot read the labels"):
         infer(bundle, photos, "--labels", tmp_path / "lost.txt")
 
@@ -469,13 +475,13 @@ def digits(tmp_path_factory):
     info = CheckpointInfo(name, hparams, list(source.classes), preprocessing)
     save_checkpoint(folder / "net.ckpt", net, info)
 
-    fused = Fused(reparameterize(net), info, "full", str(folder / "net.ckpt"))
-    export(folder / "bundle", fused, Interface(batch_sizes=(4, 16)), ("MINDIR", "ONNX"))
+    network = Fused(reparameterize(net), info, "full", str(folder / "net.ckpt"))
+    export(folder / "bundle", network, Interface(batch_sizes=(4, 16)), ("MINDIR", "ONNX"))
     return folder
 
 
 @pytest.mark.slow
-def test_top1_is_that_of_validation_whatever_runs_the_model(digits, tmp_path):
+def test_top1_is_that_of_validation_whatever_runs_the_model(digits, tmp_path, monkeypatch):
     checkpoint, bundle, data = digits / "net.ckpt", digits / "bundle", digits / "data/val"
     report = tmp_path / "report.json"
     arguments = ["--ckpt_path", checkpoint, "--data_dir", digits / "data", "--batch_size", 50, "--output", report]
@@ -484,6 +490,8 @@ def test_top1_is_that_of_validation_whatever_runs_the_model(digits, tmp_path):
     validated = json.loads(report.read_text())
     assert validated["samples"] == 360
 
+    levels = []
+    monkeypatch.setattr(fused, "reparameterize", lambda net, level: levels.append(level) or reparameterize(net, level))
     tables = []
     for number, source in enumerate([(checkpoint,), (bundle, "--backend", "mindspore"), (bundle,)]):
         output = tmp_path / f"{number}.csv"
@@ -495,6 +503,7 @@ def test_top1_is_that_of_validation_whatever_runs_the_model(digits, tmp_path):
         assert sum(label == truth for label, truth in best) == validated["correct1"]
         first5 = [{row[f"label_{rank}"] for rank in range(1, 6)} for row in tables[-1]]
         assert sum(truth in labels for labels, (_, truth) in zip(first5, best)) == validated["correct5"]
+    assert levels == ["full"], "the checkpoint runs fused"
     for rows in zip(*tables):
         assert len({row["label_1"] for row in rows}) == 1
         assert np.ptp([float(row["probability_1"]) for row in rows]) < 1e-5

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mindcv_reparam.data.auto_augment import AugMix, AutoAugment, Operation, RandAugment, Style, parse_auto_augment
+from mindcv_reparam.data.picture import Picture
 from mindcv_reparam.errors import UserError
 
 STYLE = Style(fill=(10, 20, 30), resampling=Image.Resampling.BICUBIC)
@@ -20,6 +21,11 @@ def rng(*key):
 @pytest.fixture
 def image():
     return Image.fromarray(rng(0).integers(20, 200, (24, 36, 3)).astype(np.uint8))
+
+
+def augmented(policy, image, seed=0):
+    """Pixels of ``image`` after a policy or an operation."""
+    return policy(Picture.of(image), rng(seed), STYLE).pixels()
 
 
 def applied(policy, image, count):
@@ -36,7 +42,7 @@ def applied(policy, image, count):
     policy = RandAugment(recorders, policy.layers, policy.weights)
     for seed in range(count):
         run: list[str] = []
-        policy(image, rng(seed), STYLE)
+        augmented(policy, image, seed)
         names.update(run)
         lengths[len(run)] += 1
     return names, lengths
@@ -187,14 +193,15 @@ def test_weighted_rand_augment_follows_its_weights():
 
 def test_auto_augment_draws_sub_policies_uniformly(image):
     policy = AutoAugment(tuple((Operation("SolarizeAdd", 1.0, magnitude),) for magnitude in (1, 4, 7, 10)))
-    outcomes = Counter(policy(image, rng(seed), STYLE).tobytes() for seed in range(2000))
+    outcomes = Counter(augmented(policy, image, seed).tobytes() for seed in range(2000))
     assert len(outcomes) == 4
     np.testing.assert_allclose(list(outcomes.values()), 500, atol=90)
 
 
 def test_probability_of_an_operation(image):
     operation = Operation("Invert", 0.3, 5)
-    changed = sum(operation(image, rng(seed), STYLE) is not image for seed in range(2000))
+    picture = Picture.of(image)
+    changed = sum(operation(picture, rng(seed), STYLE) is not picture for seed in range(2000))
     assert changed / 2000 == pytest.approx(0.3, abs=0.04)
 
 
@@ -218,30 +225,69 @@ def test_probability_of_an_operation(image):
     ],
 )
 def test_photometric_operations_are_pillows(name, magnitude, reference, image):
-    output = Operation(name, 1.0, magnitude)(image, rng(0), STYLE)
-    np.testing.assert_array_equal(np.asarray(output), np.asarray(reference(image)))
+    np.testing.assert_array_equal(augmented(Operation(name, 1.0, magnitude), image), np.asarray(reference(image)))
+
+
+@pytest.mark.parametrize("magnitude", [0, 1, 5, 6, 10])
+@pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
+def test_enhancing_at_any_magnitude_is_pillows(name, magnitude, image):
+    factor = 0.1 + magnitude * 0.18
+    expected = getattr(ImageEnhance, name)(image).enhance(factor)
+    np.testing.assert_array_equal(augmented(Operation(name, 1.0, magnitude), image), np.asarray(expected))
+
+
+@pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+@pytest.mark.parametrize("magnitude", [0, 0.3, 9, 10])
+def test_geometric_operations_are_pillows(magnitude, resampling, image):
+    style = Style(STYLE.fill, resampling)
+
+    def affine(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resampling, fillcolor=STYLE.fill)
+
+    size = magnitude / 10
+    references = {
+        "Rotate": lambda sign: image.rotate(sign * size * 30.0, resampling, fillcolor=STYLE.fill),
+        "ShearX": lambda sign: affine(1, sign * size * 0.3, 0, 0, 1, 0),
+        "ShearY": lambda sign: affine(1, 0, 0, sign * size * 0.3, 1, 0),
+        "TranslateXRel": lambda sign: affine(1, 0, sign * size * 0.45 * image.width, 0, 1, 0),
+        "TranslateYRel": lambda sign: affine(1, 0, 0, 0, 1, sign * size * 0.45 * image.height),
+    }
+    for name, reference in references.items():
+        operation = Operation(name, 1.0, magnitude)
+        outputs = {operation(Picture.of(image), rng(seed), style).pixels().tobytes() for seed in range(8)}
+        assert outputs == {reference(sign).tobytes() for sign in (-1, 1)}
+
+
+def test_operations_on_values_follow_one_another_as_on_pixels(image):
+    """The tables of a picture are composed, not applied: every operation must see what the ones before it left."""
+    names = ("Solarize", "AutoContrast", "Equalize", "Contrast", "Posterize", "Equalize", "Color", "Invert", "ShearX")
+    picture = Picture.of(image)
+    for name in names:
+        operation = Operation(name, 1.0, 7)
+        expected = operation(Picture(picture.pixels()), rng(1), STYLE).pixels()
+        picture = operation(picture, rng(1), STYLE)
+        np.testing.assert_array_equal(picture.pixels(), expected)
 
 
 @pytest.mark.parametrize("values", [(7,), (7, 8), (0, 255), (3, 3, 3, 90, 200)])
 def test_equalize_and_autocontrast_on_few_values(values):
     image = Image.fromarray(np.resize(np.array(values, dtype=np.uint8), (9, 11, 3)))
     for name, reference in (("Equalize", ImageOps.equalize), ("AutoContrast", ImageOps.autocontrast)):
-        output = Operation(name, 1.0, 5)(image, rng(0), STYLE)
-        np.testing.assert_array_equal(np.asarray(output), np.asarray(reference(image)))
+        np.testing.assert_array_equal(augmented(Operation(name, 1.0, 5), image), np.asarray(reference(image)))
 
 
 def test_geometric_operations_uncover_the_fill_colour(image):
     pixels = np.asarray(image)
     shift = round(0.45 * 10 / 10 * image.width)  # whole pixels: 16.2 rounds, so compare away from the seam
-    outputs = [np.asarray(Operation("TranslateXRel", 1.0, 10)(image, rng(seed), STYLE)) for seed in range(8)]
+    outputs = [augmented(Operation("TranslateXRel", 1.0, 10), image, seed) for seed in range(8)]
     left = next(output for output in outputs if (output[:, -1] == STYLE.fill).all())
     right = next(output for output in outputs if (output[:, 0] == STYLE.fill).all())
     assert (left[:, -shift + 2 :] == STYLE.fill).all()
     assert (right[:, : shift - 2] == STYLE.fill).all()
     assert np.abs(left[:, :10].astype(int) - pixels[:, shift : shift + 10]).mean() < 20  # moved, not scaled
-    turned = np.asarray(Operation("Rotate", 1.0, 10)(image, rng(0), STYLE))
+    turned = augmented(Operation("Rotate", 1.0, 10), image)
     assert (turned[0, 0] == STYLE.fill).all()
-    sheared = np.asarray(Operation("ShearX", 1.0, 10)(image, rng(0), STYLE))
+    sheared = augmented(Operation("ShearX", 1.0, 10), image)
     assert (sheared[-1, [0, -1]] == STYLE.fill).all(axis=-1).any()
     np.testing.assert_allclose(sheared[0, 2:-2].astype(int), pixels[0, 2:-2], atol=40)
 
@@ -249,7 +295,7 @@ def test_geometric_operations_uncover_the_fill_colour(image):
 @pytest.mark.parametrize("text", ["augmix-m5", "trivialaugwide", "3a", "rand-m9-mstd0.5-inc1", "v0r", "autoaugr"])
 def test_policies_keep_size_and_are_reproducible(text, image):
     policy = parse_auto_augment(text)
-    outputs = [policy(image, rng(seed), STYLE) for seed in (1, 2, 3, 4, 5, 1)]
-    assert {(output.size, output.mode) for output in outputs} == {(image.size, "RGB")}
+    outputs = [augmented(policy, image, seed) for seed in (1, 2, 3, 4, 5, 1)]
+    assert {(output.shape, output.dtype.name) for output in outputs} == {((image.height, image.width, 3), "uint8")}
     assert outputs[0].tobytes() == outputs[-1].tobytes()
     assert len({output.tobytes() for output in outputs}) > 1

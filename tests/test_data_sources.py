@@ -12,6 +12,7 @@ from mindcv_reparam import data
 from mindcv_reparam.config import Config
 from mindcv_reparam.data import create_dataset
 from mindcv_reparam.data.digits import Digits
+from mindcv_reparam.data.image_folder import decode
 from mindcv_reparam.data.source import UnreadableImage
 from mindcv_reparam.errors import UserError
 
@@ -51,9 +52,8 @@ def test_digits_file_is_unchanged():
 
 
 def test_a_digit_is_an_rgb_image_of_16_ink_levels():
-    image = Digits(train=False).load(0)
-    assert (image.mode, image.size) == ("RGB", (8, 8))
-    pixels = np.asarray(image)
+    pixels = Digits(train=False).pixels(0)
+    assert (pixels.shape, pixels.dtype) == ((8, 8, 3), np.uint8)
     assert (pixels[..., 0] == pixels[..., 1]).all()
     # the first digit of the file, a 0: its first rows are 0 0 5 13 9 1 0 0 and 0 0 13 15 10 15 5 0
     rows = np.array([[0, 0, 5, 13, 9, 1, 0, 0], [0, 0, 13, 15, 10, 15, 5, 0]])
@@ -76,7 +76,7 @@ def test_cifar_files(tmp_path):
     assert train.labels.tolist() == [3, 1, 0, 9, 5]
     assert train.classes[3] == "cat"
     for source in (train, pickle.loads(pickle.dumps(train))):
-        pixels = np.asarray(source.load(3))
+        pixels = source.pixels(3)
         assert pixels.shape == (32, 32, 3)
         assert pixels[0, 5].tolist() == [9, 100, 5]  # planes of red, green and blue, rows of 32
         assert pixels[1, 0].tolist() == [9, 100, 32]
@@ -115,7 +115,7 @@ def test_image_folder_lists_by_class(folder):
     assert [source.name(i).rsplit("/train/")[1] for i in range(5)] == [
         "cat/1.jpg", "cat/2.JPEG", "cat/deep/3.png", "dog/1.jpg", "dog/2.bmp",
     ]  # fmt: skip
-    assert source.load(4).getpixel((3, 3)) == (200, 30, 60)
+    assert source.pixels(4)[3, 3].tolist() == [200, 30, 60]
     assert source.problems == ()
 
 
@@ -173,7 +173,7 @@ def test_any_mode_becomes_rgb(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.new(mode, (6, 5)).save(path)
     source = create_dataset(Config(data_dir=str(tmp_path)), train=True)
-    assert {source.load(index).mode for index in range(6)} == {"RGB"}
+    assert {(source.load(index).mode, source.load(index).size) for index in range(6)} == {("RGB", (6, 5))}
 
 
 def test_unreadable_files_say_which_and_why(folder):
@@ -185,3 +185,25 @@ def test_unreadable_files_say_which_and_why(folder):
     for index, name in ((0, "cat/1.jpg"), (1, "cat/2.JPEG"), (3, "dog/1.jpg")):
         with pytest.raises(UnreadableImage, match=f"{name} cannot be read"):
             source.load(index)
+
+
+def decoded_by_pillow(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True, "quality": 40}])
+def test_jpegs_have_the_pixels_of_pillow(tmp_path, mode, options):
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, len(mode))).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise.squeeze()).convert(mode).resize((211, 173), Image.Resampling.BICUBIC).save(path, **options)
+    np.testing.assert_array_equal(decode(path.read_bytes()), decoded_by_pillow(path))
+
+
+def test_a_jpeg_with_bytes_too_many_is_read_as_by_pillow(tmp_path):
+    path = write_image(tmp_path / "a.jpg")
+    data = path.read_bytes()
+    table = data.index(b"\xff\xdb")
+    path.write_bytes(data[:table] + b"\0\0\0" + data[table:])  # libjpeg warns and goes on
+    np.testing.assert_array_equal(decode(path.read_bytes()), decoded_by_pillow(path))

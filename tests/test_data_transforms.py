@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mindcv_reparam.config import Config
+from mindcv_reparam.data.picture import Picture
 from mindcv_reparam.data.transforms import (
     ColorJitter,
     EvalTransform,
@@ -29,6 +30,14 @@ def rng(*key):
 
 def picture(height, width):
     return Image.fromarray(rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def transformed(config, image, seed=0):
+    """What the training transform of ``config`` makes of ``image``."""
+    transform = train_transform(config)
+    output = np.full((3, *transform.crop.size), np.nan, dtype=np.float32)
+    transform(np.asarray(image), rng(seed), output)
+    return output
 
 
 def log_uniform_quantiles(low, high, points):
@@ -71,31 +80,40 @@ def test_crop_that_never_fits_falls_back_to_the_centre():
     assert whole.draw(100, 110, rng(0)) == (0, 0, 100, 110)
 
 
-def test_crop_is_resized_with_antialiasing_to_height_and_width():
-    crop = RandomResizedCrop((6, 10), scale=(0.3, 0.6), ratio=(0.8, 1.2), resampling=BICUBIC)
-    image = picture(50, 70)
-    top, left, height, width = crop.draw(50, 70, rng(3))
-    pixels = Image.fromarray(np.asarray(image)[top : top + height, left : left + width])
-    output = crop(image, rng(3))
-    np.testing.assert_array_equal(np.asarray(output), np.asarray(pixels.resize((10, 6), BICUBIC)))
-    noise = crop(picture(400, 400), rng(3))
-    assert np.asarray(noise).std() < 12  # averaging 20 × 30 pixels; without antialiasing it stays near 74
+@pytest.mark.parametrize("resampling", [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, BICUBIC])
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True)])
+def test_crops_are_resized_and_flipped_as_by_pillow(resampling, flips):
+    pixels = rng(1).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    sizes = rng(2)
+    for _ in range(60):  # larger and smaller, and in both orders of the two passes
+        height, width = (int(sizes.integers(1, side, endpoint=True)) for side in (90, 120))
+        top, left = int(sizes.integers(90 - height, endpoint=True)), int(sizes.integers(120 - width, endpoint=True))
+        size = int(sizes.integers(1, 80)), int(sizes.integers(1, 80))
+        crop = Image.fromarray(pixels[top : top + height, left : left + width])
+        expected = np.asarray(crop.resize(size[::-1], resampling))[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+        output = Picture(pixels).cropped((top, left, height, width), size, flips, resampling).pixels()
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_crop_is_antialiased():
+    noise = Picture(np.asarray(picture(400, 400))).cropped((0, 0, 400, 400), (20, 14), (False, False), BICUBIC)
+    assert noise.pixels().std() < 12  # averaging 20 × 30 pixels; without antialiasing it stays near 74
 
 
 @pytest.mark.parametrize(("flag", "axis"), [("hflip", 1), ("vflip", 0)])
 def test_flips(flag, axis):
     image = picture(16, 16)
-    always = train_transform(dataclasses.replace(PLAIN, **{flag: 1.0}))(image, rng(0))
-    never = train_transform(PLAIN)(image, rng(0))
+    always = transformed(dataclasses.replace(PLAIN, **{flag: 1.0}), image)
+    never = transformed(PLAIN, image)
     np.testing.assert_array_equal(always, np.flip(never, axis + 1))
-    half = train_transform(dataclasses.replace(PLAIN, **{flag: 0.5}))
-    flipped = [(half(image, rng(seed)) == always).all() for seed in range(600)]
+    half = dataclasses.replace(PLAIN, **{flag: 0.5})
+    flipped = [(transformed(half, image, seed) == always).all() for seed in range(600)]
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.07)
 
 
 def test_jitter_of_grey_is_brightness_alone():
-    grey = Image.new("RGB", (4, 4), (100, 100, 100))
-    values = [np.asarray(ColorJitter(0.4)(grey, rng(seed))).astype(int) for seed in range(3000)]
+    grey = Picture(np.full((4, 4, 3), 100, np.uint8))
+    values = [ColorJitter(0.4)(grey, rng(seed)).pixels().astype(int) for seed in range(3000)]
     assert all((value == value[0, 0, 0]).all() for value in values)
     levels = np.array([value[0, 0, 0] for value in values]) / 100
     np.testing.assert_allclose(np.quantile(levels, [0, 0.25, 0.5, 0.75, 1]), [0.6, 0.8, 1.0, 1.2, 1.4], atol=0.03)
@@ -103,7 +121,7 @@ def test_jitter_of_grey_is_brightness_alone():
 
 def test_jitter_moves_contrast_and_saturation_in_random_order():
     image = picture(8, 8)
-    outputs = [np.asarray(ColorJitter(0.4)(image, rng(seed))).astype(float) for seed in range(300)]
+    outputs = [ColorJitter(0.4)(Picture.of(image), rng(seed)).pixels().astype(float) for seed in range(300)]
     spread = np.array([output.std() / output.mean() for output in outputs])
     original = np.asarray(image).std() / np.asarray(image).mean()
     assert spread.min() < 0.75 * original
@@ -182,7 +200,7 @@ def test_erasing_modes():
 
 def test_erasing_of_the_config_is_after_normalising():
     config = dataclasses.replace(PLAIN, re_prob=1.0, re_scale=(0.3, 0.3), re_ratio=(1.0, 1.0))
-    output = train_transform(config)(Image.new("RGB", (16, 16), (255, 255, 255)), rng(0))
+    output = transformed(config, Image.new("RGB", (16, 16), (255, 255, 255)))
     assert (output == 0.0).sum() == 3 * 9 * 9  # √0.3 of 16 is 8.8
 
 

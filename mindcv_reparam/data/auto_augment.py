@@ -24,6 +24,7 @@ uniform from 0), ``mmax`` its upper bound (10), ``inc1`` severity grows with the
 in timm, is off).
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from mindcv_reparam.data.picture import Picture
 from mindcv_reparam.errors import UserError
 
 _VALUES = np.arange(256)
@@ -47,93 +49,104 @@ class Style:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Operations: image and argument (see the levels below) → image
+# Operations: picture and argument (see the levels below) → picture
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], style: Style) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=style.resampling, fillcolor=style.fill)
+def _rotate(picture: Picture, degrees: float, style: Style) -> Picture:
+    """About the centre, counter-clockwise, with the rounding of Image.rotate."""
+    height, width = picture.stored.shape[:2]
+    angle = -math.radians(degrees % 360.0)
+    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    matrix = (cosine, sine, cosine * -x + sine * -y + x, -sine, cosine, -sine * -x + cosine * -y + y)
+    return picture.moved(matrix, style.fill, style.resampling)
 
 
-def _rotate(image: Image.Image, degrees: float, style: Style) -> Image.Image:
-    return image.rotate(degrees, resample=style.resampling, fillcolor=style.fill)
+def _move(picture: Picture, matrix: tuple[float, ...], style: Style) -> Picture:
+    return picture.moved(matrix, style.fill, style.resampling)
 
 
-def _through_table(image: Image.Image, table: np.ndarray) -> Image.Image:
-    """Replace every value by its entry in ``table``, (256,) or one row per channel.
-
-    Pillow's own ``point`` converts the table entry by entry, which takes longer than the pixels do.
-    """
-    pixels = np.asarray(image)
-    table = np.clip(table, 0, 255).astype(np.uint8)
-    if table.ndim == 1:
-        return Image.fromarray(table[pixels])
-    return Image.fromarray(np.stack([row[pixels[:, :, channel]] for channel, row in enumerate(table)], axis=-1))
-
-
-def _histograms(image: Image.Image) -> np.ndarray:
-    return np.array(image.histogram()).reshape(-1, 256)
-
-
-def _equalize(image: Image.Image) -> Image.Image:
+def _equalize(picture: Picture) -> Picture:
     """ImageOps.equalize: a channel's values become their rank, in steps of 1/255 of the pixels below the brightest."""
-    tables = []
-    for histogram in _histograms(image):
-        occupied = np.flatnonzero(histogram)
-        step = (histogram.sum() - histogram[occupied[-1]]) // 255
-        below = np.concatenate(([0], np.cumsum(histogram)[:-1]))
-        tables.append((step // 2 + below) // step if step and len(occupied) > 1 else _VALUES)
-    return _through_table(image, np.stack(tables))
+    counts = picture.histograms()
+    occupied = counts > 0
+    brightest = 255 - np.argmax(occupied[:, ::-1], axis=1)
+    step = (counts.sum(axis=1) - counts[np.arange(3), brightest])[:, None] // 255
+    ranks = (step // 2 + np.cumsum(counts, axis=1) - counts) // np.maximum(step, 1)
+    return picture.through(np.where((step > 0) & (occupied.sum(axis=1, keepdims=True) > 1), ranks, _VALUES))
 
 
-def _autocontrast(image: Image.Image) -> Image.Image:
+def _autocontrast(picture: Picture) -> Picture:
     """ImageOps.autocontrast: each channel's darkest and brightest values become 0 and 255."""
-    tables = []
-    for histogram in _histograms(image):
-        low, high = np.flatnonzero(histogram)[[0, -1]]
-        scale = 255.0 / (high - low) if high > low else 1.0
-        tables.append(np.trunc(_VALUES * scale + (-low * scale if high > low else 0.0)))
-    return _through_table(image, np.stack(tables))
+    occupied = picture.histograms() > 0
+    low, high = np.argmax(occupied, axis=1)[:, None], 255 - np.argmax(occupied[:, ::-1], axis=1)[:, None]
+    scale = 255.0 / np.maximum(high - low, 1)
+    return picture.through(np.where(high > low, np.trunc(_VALUES * scale + -low * scale), _VALUES))
 
 
-def _invert(image: Image.Image) -> Image.Image:
-    return _through_table(image, 255 - _VALUES)
+def _invert(picture: Picture) -> Picture:
+    return picture.through(255 - _VALUES)
 
 
-def _solarize_above(image: Image.Image, threshold: int) -> Image.Image:
-    return _through_table(image, np.where(threshold <= _VALUES, 255 - _VALUES, _VALUES))
+def _solarize_above(picture: Picture, threshold: int) -> Picture:
+    return picture.through(np.where(threshold <= _VALUES, 255 - _VALUES, _VALUES))
 
 
-def _solarize_add(image: Image.Image, add: int) -> Image.Image:
-    return _through_table(image, np.where(_VALUES >= 128, _VALUES, _VALUES + add))
+def _solarize_add(picture: Picture, add: int) -> Picture:
+    return picture.through(np.where(_VALUES >= 128, _VALUES, _VALUES + add))
 
 
-def _posterize(image: Image.Image, bits: int) -> Image.Image:
+def _posterize(picture: Picture, bits: int) -> Picture:
     """Keep ``bits`` of 8; none leaves a black image, which newer versions of ImageOps.posterize refuse to make."""
-    return _through_table(image, _VALUES & (256 - (1 << (8 - bits))))
+    return picture.through(_VALUES & (256 - (1 << (8 - bits))))
 
 
-def _blur(image: Image.Image, radius: float) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(radius=radius))
+def brightness(picture: Picture, factor: float) -> Picture:
+    """ImageEnhance.Brightness."""
+    return picture.through(_away_from(0, factor))
 
 
-_GEOMETRIC: dict[str, Callable[[Image.Image, float, Style], Image.Image]] = {
+def contrast(picture: Picture, factor: float) -> Picture:
+    """ImageEnhance.Contrast."""
+    return picture.through(_away_from(int(picture.mean_luminance() + 0.5), factor))
+
+
+def color(picture: Picture, factor: float) -> Picture:
+    """ImageEnhance.Color."""
+    return picture.saturated(factor)
+
+
+def _away_from(centre: int, factor: float) -> np.ndarray:
+    """Values ``factor`` times as far from ``centre``, in single precision as in Image.blend."""
+    return np.trunc(np.float32(centre) + np.float32(factor) * (_VALUES - centre).astype(np.float32))
+
+
+def _sharpness(picture: Picture, factor: float) -> Picture:
+    return Picture.of(ImageEnhance.Sharpness(picture.image()).enhance(factor))
+
+
+def _blur(picture: Picture, radius: float) -> Picture:
+    return Picture.of(picture.image().filter(ImageFilter.GaussianBlur(radius=radius)))
+
+
+_GEOMETRIC: dict[str, Callable[[Picture, float, Style], Picture]] = {
     "Rotate": _rotate,
-    "ShearX": lambda image, v, style: _affine(image, (1, v, 0, 0, 1, 0), style),
-    "ShearY": lambda image, v, style: _affine(image, (1, 0, 0, v, 1, 0), style),
-    "TranslateXRel": lambda image, v, style: _affine(image, (1, 0, v * image.width, 0, 1, 0), style),
-    "TranslateYRel": lambda image, v, style: _affine(image, (1, 0, 0, 0, 1, v * image.height), style),
+    "ShearX": lambda picture, v, style: _move(picture, (1, v, 0, 0, 1, 0), style),
+    "ShearY": lambda picture, v, style: _move(picture, (1, 0, 0, v, 1, 0), style),
+    "TranslateXRel": lambda picture, v, style: _move(picture, (1, 0, v * picture.stored.shape[1], 0, 1, 0), style),
+    "TranslateYRel": lambda picture, v, style: _move(picture, (1, 0, 0, 0, 1, v * picture.stored.shape[0]), style),
 }
-_PHOTOMETRIC: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "AutoContrast": lambda image, _: _autocontrast(image),
-    "Equalize": lambda image, _: _equalize(image),
-    "Invert": lambda image, _: _invert(image),
+_PHOTOMETRIC: dict[str, Callable[[Picture, float], Picture]] = {
+    "AutoContrast": lambda picture, _: _autocontrast(picture),
+    "Equalize": lambda picture, _: _equalize(picture),
+    "Invert": lambda picture, _: _invert(picture),
     "Posterize": _posterize,
     "Solarize": _solarize_above,
     "SolarizeAdd": _solarize_add,
-    "Color": lambda image, v: ImageEnhance.Color(image).enhance(v),
-    "Contrast": lambda image, v: ImageEnhance.Contrast(image).enhance(v),
-    "Brightness": lambda image, v: ImageEnhance.Brightness(image).enhance(v),
-    "Sharpness": lambda image, v: ImageEnhance.Sharpness(image).enhance(v),
+    "Color": color,
+    "Contrast": contrast,
+    "Brightness": brightness,
+    "Sharpness": _sharpness,
     "GaussianBlur": _blur,
 }
 
@@ -249,13 +262,13 @@ class Operation:
     maximum: float = 10.0
     scale: str = "standard"
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, style: Style) -> Image.Image:
+    def __call__(self, picture: Picture, rng: np.random.Generator, style: Style) -> Picture:
         if self.probability < 1.0 and rng.random() > self.probability:
-            return image
+            return picture
         operation, argument = self.argument(rng)
         if operation in _GEOMETRIC:
-            return _GEOMETRIC[operation](image, argument, style)
-        return _PHOTOMETRIC[operation](image, argument)
+            return _GEOMETRIC[operation](picture, argument, style)
+        return _PHOTOMETRIC[operation](picture, argument)
 
     def argument(self, rng: np.random.Generator) -> tuple[str, float]:
         """Name of the operation on the image and its argument, drawn once."""
@@ -270,7 +283,7 @@ class Operation:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Policies: (image, rng, style) → image
+# Policies: (picture, rng, style) → picture
 
 
 @dataclass(frozen=True)
@@ -279,10 +292,10 @@ class AutoAugment:
 
     subpolicies: tuple[tuple[Operation, ...], ...]
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, style: Style) -> Image.Image:
+    def __call__(self, picture: Picture, rng: np.random.Generator, style: Style) -> Picture:
         for operation in self.subpolicies[rng.integers(len(self.subpolicies))]:
-            image = operation(image, rng, style)
-        return image
+            picture = operation(picture, rng, style)
+        return picture
 
 
 @dataclass(frozen=True)
@@ -293,10 +306,10 @@ class RandAugment:
     layers: int = 2
     weights: tuple[float, ...] | None = None
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, style: Style) -> Image.Image:
+    def __call__(self, picture: Picture, rng: np.random.Generator, style: Style) -> Picture:
         for index in rng.choice(len(self.operations), self.layers, replace=self.weights is None, p=self.weights):
-            image = self.operations[index](image, rng, style)
-        return image
+            picture = self.operations[index](picture, rng, style)
+        return picture
 
 
 @dataclass(frozen=True)
@@ -308,17 +321,18 @@ class AugMix:
     width: int = 3
     depth: int = -1
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator, style: Style) -> Image.Image:
+    def __call__(self, picture: Picture, rng: np.random.Generator, style: Style) -> Picture:
         weights = rng.dirichlet([self.alpha] * self.width)
         share = rng.beta(self.alpha, self.alpha)
-        mixed = np.zeros((image.height, image.width, len(image.getbands())), dtype=np.float32)
+        mixed = np.zeros(picture.stored.shape, dtype=np.float32)
         for weight in weights:
-            chain = image
+            chain = picture
             depth = self.depth if self.depth > 0 else rng.integers(1, 4)
             for index in rng.integers(len(self.operations), size=depth):
                 chain = self.operations[index](chain, rng, style)
-            mixed += np.float32(weight) * np.asarray(chain, dtype=np.float32)
-        return Image.blend(image, Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8)), share)
+            mixed += np.float32(weight) * chain.pixels().astype(np.float32)
+        mixture = Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+        return Picture.of(Image.blend(picture.image(), mixture, share))
 
 
 Policy = AutoAugment | RandAugment | AugMix

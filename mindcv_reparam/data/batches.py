@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from mindcv_reparam.data.mixup import BatchMix, soft_labels
 from mindcv_reparam.data.randomness import Purpose, stream
@@ -49,19 +48,17 @@ class TrainBatches:
         labels = np.empty(len(images), dtype=np.int32)
         unreadable: list[tuple[int, str]] = []
         for row, (position, index) in enumerate(zip(draw.positions.tolist(), draw.indices.tolist())):
-            image, labels[row] = self._load(index, epoch, position, unreadable)
-            images[row] = self.transform(image, stream(seed, Purpose.AUGMENT, epoch, position))
+            pixels, labels[row] = self._load(index, epoch, position, unreadable)
+            self.transform(pixels, stream(seed, Purpose.AUGMENT, epoch, position), images[row])
         targets = soft_labels(labels, self.num_classes, self.smoothing)
         self.mix(images, targets, stream(seed, Purpose.MIX, epoch, step, self.sampler.shard.rank))
         return Batch((targets,), tuple(unreadable))
 
-    def _load(
-        self, index: int, epoch: int, position: int, unreadable: list[tuple[int, str]]
-    ) -> tuple[Image.Image, int]:
+    def _load(self, index: int, epoch: int, position: int, unreadable: list[tuple[int, str]]) -> tuple[np.ndarray, int]:
         replacement = None
         for _ in range(_REPLACEMENTS):
             try:
-                return self.source.load(index), self.source.labels[index]
+                return self.source.pixels(index), self.source.labels[index]
             except UnreadableImage as error:
                 unreadable.append((index, str(error)))
                 replacement = replacement or stream(self.sampler.seed, Purpose.REPLACE, epoch, position)

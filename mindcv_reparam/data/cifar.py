@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mindcv_reparam.data.source import ImageSource
 from mindcv_reparam.errors import UserError
@@ -41,10 +40,10 @@ class Cifar10(ImageSource):
         if self.labels.max() >= len(self.classes):
             raise UserError(f"{folder} holds class index {self.labels.max()}: it is no CIFAR-10 in binary form")
 
-    def load(self, index: int) -> Image.Image:
+    def pixels(self, index: int) -> np.ndarray:
         file, row = self._locate(index)
-        pixels = self._records[file][row, 1:].reshape(_SHAPE)
-        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        planes = self._records[file][row, 1:].reshape(_SHAPE)
+        return np.array(planes.transpose(1, 2, 0), order="C")
 
     def name(self, index: int) -> str:
         file, row = self._locate(index)

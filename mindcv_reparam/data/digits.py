@@ -4,7 +4,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mindcv_reparam.data.source import ImageSource
 
@@ -28,8 +27,8 @@ class Digits(ImageSource):
         self._pixels = np.rint(images[self._rows] * (255 / _INK_LEVELS)).astype(np.uint8)
         self.labels = labels[self._rows].astype(np.int32)
 
-    def load(self, index: int) -> Image.Image:
-        return Image.fromarray(self._pixels[index]).convert("RGB")
+    def pixels(self, index: int) -> np.ndarray:
+        return np.repeat(self._pixels[index][:, :, None], 3, axis=2)
 
     def name(self, index: int) -> str:
         return f"digit {self._rows[index]}"

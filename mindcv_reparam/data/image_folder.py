@@ -1,16 +1,20 @@
 """Image files in one folder per class: the ImageNet layout."""
 
+import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from mindcv_reparam.data.source import ImageSource, UnreadableImage
 from mindcv_reparam.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+_DECODED_ALIKE = frozenset({"YCbCr", "Gray", "RGB"})  # colour spaces of JPEG files
 _SPLIT_NAMES = frozenset({"train", "val", "validation", "test"})
 
 
@@ -50,16 +54,29 @@ class ImageFolder(ImageSource):
         self.labels = np.array(labels, dtype=np.int32)
         self.problems = tuple(problems)
 
-    def load(self, index: int) -> Image.Image:
+    def pixels(self, index: int) -> np.ndarray:
         path = self.name(index)
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
+            with open(path, "rb") as file:
+                return decode(file.read())
         except Exception as error:  # Pillow's decoders raise almost any exception on a damaged file
             raise UnreadableImage(f"{path} cannot be read: {error}") from error
 
     def name(self, index: int) -> str:
-        return str(self._root / os.fsdecode(bytes(self._files[index])))
+        return os.path.join(self._root, os.fsdecode(bytes(self._files[index])))
+
+
+def decode(data: bytes) -> np.ndarray:
+    """An image file's bytes as RGB, uint8 (H, W, 3). Raises whatever Pillow raises.
+
+    JPEGs are decoded to the pixels of Pillow, by the same library but without its copies. Those of printers (CMYK) and
+    those that the library warns of are left to Pillow.
+    """
+    with suppress(ValueError):  # no JPEG, or a damaged one
+        if simplejpeg.decode_jpeg_header(data)[2] in _DECODED_ALIKE:
+            return simplejpeg.decode_jpeg(data, "RGB")
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
 
 
 def find_split(data_dir: str, split: str, other_split: str) -> Path:

@@ -37,8 +37,7 @@ class BatchMix:
         if use_cutmix:
             top, bottom, left, right = cutmix_box(images.shape[2], images.shape[3], lam, rng)
             lam = 1.0 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-            patch = images[:, :, top:bottom, left:right]
-            patch[:] = patch[::-1].copy()
+            _swap(images[:, :, top:bottom, left:right])
         else:
             _blend(images, lam)
         _blend(targets, lam)
@@ -61,6 +60,14 @@ def cutmix_box(height: int, width: int, lam: float, rng: np.random.Generator) ->
     top, bottom = max(0, y - cut_height // 2), min(height, y + cut_height // 2)
     left, right = max(0, x - cut_width // 2), min(width, x + cut_width // 2)
     return top, bottom, left, right
+
+
+def _swap(batch: np.ndarray) -> None:
+    """batch ← reversed batch, pair by pair to stay in the cache."""
+    for i in range(len(batch) // 2):
+        held = batch[i].copy()
+        batch[i] = batch[-1 - i]
+        batch[-1 - i] = held
 
 
 def _blend(batch: np.ndarray, lam: float) -> None:

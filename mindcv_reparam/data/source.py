@@ -33,8 +33,12 @@ class ImageSource(ABC):
         return len(self.labels)
 
     @abstractmethod
+    def pixels(self, index: int) -> np.ndarray:
+        """Sample ``index`` as RGB, uint8 (H, W, 3), a writable array of its own. Raises UnreadableImage."""
+
     def load(self, index: int) -> Image.Image:
         """Sample ``index`` as an RGB image. Raises UnreadableImage."""
+        return Image.fromarray(self.pixels(index))
 
     @abstractmethod
     def name(self, index: int) -> str:

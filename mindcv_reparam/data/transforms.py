@@ -1,6 +1,6 @@
 """Image → network input, with the semantics of timm's ImageNet transforms and the keys of MindCV's recipes.
 
-Plain functions of a Pillow image and a random generator. Pillow's bilinear, bicubic … filters antialias when they
+Plain functions of an image and a random generator. Bilinear and bicubic filters are Pillow's, which antialias when they
 shrink, as timm's do (MindSpore's ``Inter.BICUBIC`` does not).
 """
 
@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from mindcv_reparam.config import Config
-from mindcv_reparam.data.auto_augment import Policy, Style, parse_auto_augment
+from mindcv_reparam.data.auto_augment import Policy, Style, brightness, color, contrast, parse_auto_augment
+from mindcv_reparam.data.picture import Picture
 
 _RESAMPLINGS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+_ENHANCERS = (brightness, contrast, color)
 _CROP_ATTEMPTS = 10
 
 
@@ -48,10 +49,14 @@ class Normalize:
             np.take(self._table[channel], pixels[:, :, channel], out=output[channel], mode="clip")
         return output
 
+    def fill(self, output: np.ndarray, picture: Picture) -> None:
+        """Write ``picture`` to ``output``, float32 (3, H, W)."""
+        picture.planes(self._table, output)
+
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A crop of ``scale`` of the area and an aspect in ``ratio`` (log-uniform), resized to (height, width).
+    """A crop of ``scale`` of the area and an aspect in ``ratio`` (log-uniform), for resizing to (height, width).
 
     After ten crops that do not fit: the largest centred crop within ``ratio``.
     """
@@ -60,11 +65,6 @@ class RandomResizedCrop:
     scale: tuple[float, float]
     ratio: tuple[float, float]
     resampling: Image.Resampling
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        top, left, height, width = self.draw(image.height, image.width, rng)
-        crop = image.crop((left, top, left + width, top + height))
-        return crop.resize((self.size[1], self.size[0]), self.resampling)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height, width of the crop in an image of ``height`` × ``width``."""
@@ -91,11 +91,11 @@ class ColorJitter:
 
     strength: float
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> Picture:
         for index in rng.permutation(len(_ENHANCERS)):
             factor = rng.uniform(max(0.0, 1.0 - self.strength), 1.0 + self.strength)
-            image = _ENHANCERS[index](image).enhance(factor)
-        return image
+            picture = _ENHANCERS[index](picture, factor)
+        return picture
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Crop, flips, auto-augment or colour jitter, normalise, erase: ``transform(image, rng)`` → float32 (3, H, W)."""
+    """Crop, flips, auto-augment or colour jitter, normalise, erase."""
 
     crop: RandomResizedCrop
     hflip: float
@@ -160,18 +160,18 @@ class TrainTransform:
     normalize: Normalize
     erasing: RandomErasing | None
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        image = self.crop(image, rng)
-        if rng.random() < self.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if rng.random() < self.vflip:
-            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator, output: np.ndarray) -> None:
+        """Fill ``output`` float32 (3, *crop.size) from ``pixels`` uint8 (H, W, 3)."""
+        box = self.crop.draw(*pixels.shape[:2], rng)
+        flips = rng.random() < self.hflip, rng.random() < self.vflip
+        picture = Picture(pixels).cropped(box, self.crop.size, flips, self.crop.resampling)
         if self.policy is not None:
-            image = self.policy(image, rng, self.style)
+            picture = self.policy(picture, rng, self.style)
         if self.jitter is not None:
-            image = self.jitter(image, rng)
-        output = self.normalize(image)
-        return output if self.erasing is None else self.erasing(output, rng)
+            picture = self.jitter(picture, rng)
+        self.normalize.fill(output, picture)
+        if self.erasing is not None:
+            self.erasing(output, rng)
 
 
 @dataclass(frozen=True)

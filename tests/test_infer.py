@@ -254,7 +254,7 @@ def test_every_kind_of_bundle_tells_the_same(tmp_path, photos, capsys, input_kin
     red = {row["label"]: row["probability"] for row in told["images"][0]["classes"]}
     assert len(red) == (2 if output_kind == "topk" else 3)
     assert red == pytest.approx({label: expected[list(COLOURS).index(label)] for label in red}, rel=1e-5)
-    assert f"{photos / 'a.png'}: red {100 * expected[0]:.2f} %, " in capsys.readouterr().out
+    assert f"{photos / 'a.png'}: red {100 * expected[0]:.2f} %; " in capsys.readouterr().out
 
 
 def test_features_are_no_classes(tmp_path, photos):

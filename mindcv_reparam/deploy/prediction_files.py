@@ -17,8 +17,9 @@ def shown(file: Path) -> str:
 
 
 def line(prediction: Prediction, name: Name) -> str:
+    """``file: label 61.32 %; label 30.15 %``, with semicolons since many labels have commas."""
     ranked = zip(prediction.classes, prediction.probabilities)
-    return f"{shown(prediction.file)}: {', '.join(f'{name(index)} {100 * value:.2f} %' for index, value in ranked)}"
+    return f"{shown(prediction.file)}: {'; '.join(f'{name(index)} {100 * value:.2f} %' for index, value in ranked)}"
 
 
 def write_csv(path: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped], name: Name) -> None:

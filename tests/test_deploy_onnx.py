@@ -20,7 +20,7 @@ from mindcv_reparam.features import feature_network
 from mindcv_reparam.layers import GroupNorm, gelu
 from mindcv_reparam.models.gfnet import layer_norm
 
-STATES = ("train", "branches", "full")
+BOUNDARIES = (11, 13, 15, 18, 20, 21)  # opsets at which a rule changes; other tests are of 17
 RESIZABLE = ("fastvit", "riformer", "poolformer", "regnet")
 
 
@@ -50,6 +50,7 @@ def run(model: onnx.ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {entry.name: x for entry, x in zip(session.get_inputs(), inputs)})
 
@@ -116,8 +117,9 @@ def test_a_fused_network_computes_the_same(fused, family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["train", "branches"])
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(
+    ("family", "state"), [(family, "train") for family in SMALL] + [("fastvit", "branches"), ("riformer", "branches")]
+)
 def test_a_network_that_is_not_fused_computes_the_same(family, state, tmp_path):
     net = network(family, state)
     model = translate(export(net, tmp_path, (2, 3, *IMAGE_SIZE)))
@@ -228,7 +230,7 @@ def test_a_perturbed_weight_is_noticed(fused):
 @pytest.mark.parametrize("family", ["visformer", "fastvit", "riformer", "gfnet"])
 def test_every_opset_computes_the_same(fused, family):
     net, mindir = fused[family]
-    for opset in OPSETS:
+    for opset in BOUNDARIES:
         model = translate(mindir, opset=opset)
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
         assert relative_difference(model, net, images(2)) <= TOLERANCE, opset

@@ -1,0 +1,156 @@
+"""Print the table of exported models: MindIR and ONNX, their sizes, how far they are from the network, their operators.
+
+    python benchmarks/export_table.py ["fastvit_*"] [--peers FOLDER]
+
+Every model is fused fully, with random weights, statistics and affines, at its published image size and with a dynamic
+batch; both files are run with one image and with three, the MindIR by MindSpore, the ONNX by onnxruntime. Operators are
+the nodes of the ONNX file (opset 17) but for Constant and Identity. Behind the slash are those of timm's own ONNX export
+of the same network, after timm's fusing: of Visformer with the exact GELU, which is 5 nodes, where MindCV's approximate
+one, which it has here, is 8; for RIFormer of the PoolFormer of its size, which has pooling in addition. timm runs in a
+virtual environment of its own in --peers, which is made when missing (pip); without --peers its numbers are left out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mindcv_reparam.errors import Parser, UserError, run_script
+from mindcv_reparam.registry import create_model, list_models, matching_models, model_info
+from mindcv_reparam.runtime import prepare
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+ZOO = ("visformer_*", "riformer_*", "fastvit_*", "gfnet_h_b")
+BATCHES = (1, 3)
+OPSET = 17
+TIMM = ("torch==2.13.0", "timm==1.0.20", "onnx==1.17.0", "numpy==1.26.4")
+# Columns of operators; Erf and Tanh are one a GELU, Pow stands in the approximate one.
+OPERATORS = {
+    "Conv": ("Conv",),
+    "MatMul, Gemm": ("MatMul", "Gemm"),
+    "Add": ("Add",),
+    "Mul": ("Mul",),
+    "Div, Erf, Tanh, Pow": ("Div", "Erf", "Tanh", "Pow"),
+    "BatchNorm": ("BatchNormalization",),
+}
+HEADER = ("model", "MB MindIR / ONNX", "max\\|Δ\\| / max\\|logits\\| MindIR / ONNX", *OPERATORS, "all")
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "pattern", nargs="?", help="shell pattern of the models' names; the zoo and gfnet_h_b by default"
+    )
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where timm's environment is, or is to be made")
+    args = parser.parse_args()
+    names = matching_models(args.pattern) if args.pattern else [name for zoo in ZOO for name in list_models(zoo)]
+
+    prepare("CPU", mode=1, seed=0)  # graphs are compiled for the exports; the networks themselves run without
+    start = time.perf_counter()
+    peers = timm_operators(names, args.peers) if args.peers else {}
+    print(_line(HEADER), _line(["---"] * len(HEADER)), sep="\n")
+    for name in names:
+        print(_line(_row(name, peers.get(_peer(name)))), flush=True)
+    print(f"{len(names)} models, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return 0
+
+
+def _row(name: str, peer: Counter[str] | None) -> list[str]:
+    import onnx
+
+    from mindcv_reparam.deploy.compare import largest_difference
+    from mindcv_reparam.deploy.mindir import export_mindir
+    from mindcv_reparam.deploy.onnx import export_onnx
+    from mindcv_reparam.deploy.runners import cell_program, onnxruntime_program
+
+    net, size = _fused(name), model_info(name).input_size
+    rng = np.random.default_rng(0)
+    trials = [rng.standard_normal((batch, 3, size, size), np.float32) for batch in BATCHES]
+    with tempfile.TemporaryDirectory() as folder:
+        mindir, path = Path(folder, f"{name}.mindir"), Path(folder, f"{name}.onnx")
+        differences = [export_mindir(net, mindir, (None, 3, size, size))]
+        export_onnx(mindir, path, opset=OPSET)
+        differences.append(largest_difference(cell_program(net), onnxruntime_program(path), trials))
+        operators = _counted(node.op_type for node in onnx.load(path).graph.node)
+        sizes = [file.stat().st_size / 1e6 for file in (mindir, path)]
+    return [
+        name,
+        " / ".join(f"{size:.1f}" for size in sizes),
+        " / ".join(f"{difference:.0e}" for difference in differences),
+        *(_compared(operators, peer, kinds) for kinds in OPERATORS.values()),
+        _compared(operators, peer),
+    ]
+
+
+def _counted(nodes: Iterable[str]) -> Counter[str]:
+    return Counter(node for node in nodes if node not in ("Constant", "Identity"))
+
+
+def _compared(ours: Counter[str], peer: Counter[str] | None, kinds: Iterable[str] | None = None) -> str:
+    """Nodes of some kinds, all by default, in this project's file and in timm's."""
+    counts = [sum(found[kind] for kind in kinds or found) for found in (ours, peer) if found is not None]
+    return " / ".join(map(str, counts))
+
+
+def _fused(name: str) -> "nn.Cell":
+    """The network with random parameters under which no fold is an identity, fused."""
+    import mindspore as ms
+
+    from mindcv_reparam.reparam import reparameterize
+
+    net = create_model(name)
+    rng = np.random.default_rng(0)
+    for parameter in net.get_parameters():
+        leaf, shape = parameter.name.rsplit(".", 1)[-1], parameter.shape
+        if leaf == "moving_variance":
+            value = rng.uniform(0.5, 1.5, shape)
+        elif leaf == "gamma":
+            value = rng.uniform(0.1, 0.5, shape) * rng.choice([-1.0, 1.0], shape)
+        elif leaf in ("moving_mean", "beta", "bias"):
+            value = rng.normal(0.0, 0.1, shape)
+        else:
+            value = rng.normal(0.0, np.prod(shape[1:]) ** -0.5, shape)
+        parameter.set_data(ms.Tensor(value, ms.float32))
+    return reparameterize(net)
+
+
+def _peer(name: str) -> str:
+    """timm's model that is the same network, or, for RIFormer, the nearest."""
+    return name.replace("riformer", "poolformer")
+
+
+def timm_operators(names: Iterable[str], folder: Path) -> dict[str, Counter[str]]:
+    """What timm's exports of those models consist of that it has, by its names."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *TIMM], check=True)
+    known = ("visformer_tiny", "visformer_small", *list_models("poolformer_*"), *list_models("fastvit_*"))
+    wanted = dict.fromkeys(_peer(name) for name in names if _peer(name) in known)
+    script = Path(__file__).with_name("timm_operators.py")
+    exported = subprocess.run([python, script, *wanted], capture_output=True, text=True)
+    if exported.returncode:
+        raise UserError(f"timm's export failed, mend or delete {folder}: {exported.stderr.strip().splitlines()[-1]}")
+    found = [json.loads(line) for line in exported.stdout.splitlines() if line.startswith("{")]
+    return {row["name"]: _counted(row["operators"]) for row in found}
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from ... import __version__
 from . import protocol
 from .batcher import Batcher
-from .limits import BoundedBody, Limits
+from .limits import CLOSE, BoundedBody, Limits
 from .metrics import Metrics
 from .model import Model
 from .protocol import HEADER_LENGTH, VERSION, InferRequest
@@ -68,6 +68,8 @@ class Endpoint:
             self._in_progress.inc()
             try:
                 yield
+            except asyncio.CancelledError:  # by the server that stops, once its patience is over
+                raise Refused(503, "the server stops and this was not done in time", CLOSE) from None
             finally:
                 self._free += 1
                 self._in_progress.dec()

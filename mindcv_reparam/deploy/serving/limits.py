@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .refused import Refused
 
 BODY_SECONDS = 60  # that a client may take to send a body
+CLOSE = {"Connection": "close"}  # of an answer that goes out at once, whatever the client still sends
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class BoundedBody:
         body = _Body(receive, self._limit, declared=int(headers.get(b"content-length", 0)))
 
         async def send_when_read(message: Message) -> None:
-            if message["type"] == "http.response.start" and b"expect" not in headers:
+            starts = message["type"] == "http.response.start"
+            if starts and b"expect" not in headers and (b"connection", b"close") not in message["headers"]:
                 await body.drop_rest()
             await send(message)
 
@@ -84,7 +86,7 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            raise Refused(408, f"the body did not arrive within {BODY_SECONDS} s", {"Connection": "close"}) from None
+            raise Refused(408, f"the body did not arrive within {BODY_SECONDS} s", CLOSE) from None
         self._read += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         return message

@@ -349,6 +349,7 @@ BAD_REQUESTS = {
     "bytes beside data": (INFER, request_json(parameters={"binary_data_size": 0}), {}, 400, "needs either data or"),
     "compressed": (INFER, gzip.compress(request_json()), {"Content-Encoding": "gzip"}, 415, "Content-Encoding gzip"),
     "large body": (INFER, bytes(MAX_BODY + 1), {}, 413, "the body is larger than 1,048,576 bytes"),
+    "huge body": (INFER, bytes(64 * MAX_BODY), {}, 413, "the body is larger than 1,048,576 bytes"),
     "large image": (CLASSIFY, bytes(MAX_BODY + 1), {}, 413, "the body is larger than 1,048,576 bytes"),
     "large body for nobody": ("/v2/models/x/infer", bytes(MAX_BODY + 1), {}, 404, "no model 'x'"),
     "no image": (CLASSIFY, b"GIF? no", {}, 400, "not an image"),

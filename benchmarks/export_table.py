@@ -3,11 +3,13 @@
     python benchmarks/export_table.py ["fastvit_*"] [--peers FOLDER]
 
 Every model is fused fully, with random weights, statistics and affines, at its published image size and with a dynamic
-batch; both files are run with one image and with three, the MindIR by MindSpore, the ONNX by onnxruntime. Operators are
-the nodes of the ONNX file (opset 17) but for Constant and Identity. Behind the slash are those of timm's own ONNX export
-of the same network, after timm's fusing: of Visformer with the exact GELU, which is 5 nodes, where MindCV's approximate
-one, which it has here, is 8; for RIFormer of the PoolFormer of its size, which has pooling in addition. timm runs in a
-virtual environment of its own in --peers, which is made when missing (pip); without --peers its numbers are left out.
+batch; both files are run with one image and with three, the MindIR by MindSpore, the ONNX by onnxruntime.
+
+Operators are the nodes of the ONNX file (opset 17), Constant and Identity left out. Behind the slash are those of the
+export that timm itself makes of the same network, after its fusing: of Visformer with the exact GELU, which is 5
+nodes, where MindCV's approximate one, which it has here, is 8; for RIFormer of the PoolFormer of its size, which has
+pooling in addition. timm runs in a virtual environment of its own in --peers, which is made when missing (pip);
+without --peers its numbers are left out.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Print the operators of timm's own ONNX export of some models, a JSON line each: {"name": …, "operators": ["Conv", …]}.
+"""Print the operators of timm's ONNX export of some models, a JSON line each: {"name": …, "operators": ["Conv", …]}.
 
 Run by export_table.py with the Python of an environment that has torch, timm and onnx, which this project never needs.
 Networks are fused by timm's ``reparameterize_model`` where it knows how; the exporter folds a BatchNorm into the

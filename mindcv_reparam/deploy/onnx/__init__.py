@@ -2,8 +2,9 @@
 
 MindSpore's own exporters stop at one primitive or another of these networks (Erf, BiasAdd, BatchNorm), so the MindIR
 file, which is protobuf, is read (:mod:`graph`), simplified (:mod:`patterns`) and written node by node
-(:mod:`operators`). Opset 17, the default, is the newest that has an operator for layer normalisation and that ATC takes
-whole; from 20 on GELU is one operator, from 21 on group normalisation.
+(:mod:`operators`). Opset 17, the default, is that of ONNX 1.12, which CANN documents for ATC, and the first with an
+operator for layer normalisation; from 20 on GELU is one operator, from 21 on group normalisation. Below 11 and above 21
+operators have other forms, and nobody here would run them.
 """
 
 from pathlib import Path
@@ -66,7 +67,7 @@ def _model(graph: Graph, writer: Writer) -> onnx.ModelProto:
         writer.call(name, value)
     inputs = [value_info(entry.name, entry.type, ("height", "width")) for entry in graph.inputs]
     outputs = [value_info(name, value.type) for name, value in graph.outputs.items()]
-    proto = helper.make_graph(writer.nodes, "mindcv_reparam", inputs, outputs, list(writer.initializers.values()))
+    proto = helper.make_graph(writer.nodes, "mindcv_reparam", inputs, outputs, writer.initializers)
     opsets = [helper.make_opsetid("", writer.opset)]
     model = helper.make_model(proto, opset_imports=opsets, producer_name="mindcv_reparam")
     model.ir_version = helper.find_min_ir_version_for(opsets)

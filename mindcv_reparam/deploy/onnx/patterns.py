@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...errors import UserError
 from .graph import Constant, Graph, Literal, Node, Value, literal, replace
 from .sizes import Size, product, sizes
 
@@ -49,7 +50,7 @@ def _is(value: Value, *ops: str) -> bool:
 
 def _strided_slice(x: np.ndarray, begin, end, strides, begin_mask, end_mask, ellipsis, new_axis, shrink) -> np.ndarray:
     if ellipsis or new_axis:
-        raise ValueError("a slice with an ellipsis or a new axis")
+        raise UserError("a slice of a constant with an ellipsis or a new axis cannot be translated into ONNX")
     axes = []
     for i, (start, stop, step) in enumerate(zip(begin, end, strides)):
         whole = slice(None if begin_mask >> i & 1 else start, None if end_mask >> i & 1 else stop, step)
@@ -146,7 +147,8 @@ def _constant_product(node: Node) -> Value | None:
     conv, expanded = node.inputs[0], node.inputs[0].inputs[0]
     weight = conv.inputs[1]
     pointwise = isinstance(weight, Constant) and weight.array.shape[2:] == (1, 1)
-    plain = conv.attributes["group"] == 1 and set(conv.attributes["stride"]) == {1} and len(conv.inputs) == 2
+    unit = set(conv.attributes["stride"]) == {1} and not any(conv.attributes["pad"])
+    plain = unit and conv.attributes["group"] == 1 and len(conv.inputs) == 2
     last = literal(expanded.inputs[1]) in (-1, 3) and literal(node.inputs[1]) in ((-1,), (3,))
     if not (pointwise and plain and last and conv.type.dims[3] == 1):
         return None
@@ -170,7 +172,7 @@ def _gelu_exact(node: Node) -> Value | None:
         one_more = _with_number(gate, "Add")
         if one_more and one_more[1] == 1.0 and _is(one_more[0], "Erf"):
             argument = _with_number(one_more[0].inputs[0], "Div")
-            if argument and argument[0] is x and math.isclose(argument[1], math.sqrt(2.0), rel_tol=1e-3):
+            if argument and argument[0] == x and math.isclose(argument[1], math.sqrt(2.0), rel_tol=1e-3):
                 return _replaced(node, "gelu", [x], approximate="none")
     return None
 
@@ -197,7 +199,8 @@ def _group_norm(node: Node) -> Value | None:
     if len(node.type.dims) != 4 or sizes(node)[1:] != sizes(x)[1:]:
         return None
     if isinstance(scale, Constant):
-        if scale.array.shape != (x.type.dims[1],):
+        channels = x.type.dims[1]
+        if scale.array.shape != (channels,) or node.inputs[1].type.dims[1:] != (channels, 1, 1):
             return None
         scale = Constant(scale.array.reshape(-1, 1, 1), scale.name, scale.dtype)
     return _replaced(node, "sample norm", [x, scale, Literal(None)], epsilon=epsilon)

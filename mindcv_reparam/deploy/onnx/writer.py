@@ -22,9 +22,9 @@ class Writer:
         self.opset = opset
         self.scope = ""
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.initializers: list[onnx.TensorProto] = []
         self.names: dict[Value, str] = {}
-        self._written: dict[tuple, str] = {}  # constants by name and content
+        self._written: dict[tuple, str] = {}  # names of the nameless constants by their content
         self._taken: set[str] = set()
         self._renamable: set[str] = set()  # tensors that nodes compute, but outputs of the graph
 
@@ -76,13 +76,15 @@ class Writer:
         return candidate
 
     def constant(self, array: np.ndarray, name: str | None = None) -> str:
-        """A tensor of the file, under the name of its parameter if there is one; equal ones are written once."""
-        key = (name, array.dtype, array.shape, array.tobytes())
-        if key not in self._written:
-            self._written[key] = self.unique(name or "constant")
-            tensor = numpy_helper.from_array(array, self._written[key])
-            self.initializers[tensor.name] = tensor
-        return self._written[key]
+        """A tensor of the file, under the name of its parameter; nameless ones that are equal are written once."""
+        key = (array.dtype, array.shape, array.tobytes()) if name is None else None
+        if key is not None and key in self._written:
+            return self._written[key]
+        tensor = numpy_helper.from_array(array, self.unique(name or "constant"))
+        self.initializers.append(tensor)
+        if key is not None:
+            self._written[key] = tensor.name
+        return tensor.name
 
     def _constant(self, value: Constant) -> str:
         stored = self.constant(value.array, value.name)

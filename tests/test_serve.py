@@ -454,6 +454,21 @@ def wait_until_closed(server):
 
 
 @pytest.mark.slow
+def test_a_model_that_fails_is_not_the_end(tmp_path):
+    bundle = write_bundle(tmp_path / "colours")
+    values = json.loads((bundle / "bundle.json").read_text())
+    values["input"]["shape"] = [None, 3, None, None]  # the ONNX file takes only one size
+    (bundle / "bundle.json").write_text(json.dumps(values))
+    with Server(bundle) as server:
+        status, _, body = server.request(INFER, request_json(np.zeros((1, 3, 8, 8))))
+        assert (status, json.loads(body)) == (500, {"error": "the server failed: InvalidArgument"})
+        assert server.request(INFER, request_json())[0] == 200
+        assert server.metric("mindcv_reparam_requests_total", status="500") == 1
+        server.job.terminate()
+        assert "Got invalid dimensions" in server.job.communicate(timeout=60)[1]
+
+
+@pytest.mark.slow
 def test_mindspore_serves_too(bundles):
     with Server(bundles["fastvit"], "--backend", "mindspore", "--max_batch_size", 1) as server:
         assert server.line.endswith(" serves fastvit (mindspore_mindir)\n")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,6 @@ import numpy as np
 
 from ..runners import Program
 from .metrics import Metrics
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,6 @@ class Batcher:
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._program, images)
         except Exception as error:  # whatever a backend raises: these requests fail, the server goes on
-            _log.exception("the model failed on a batch of shape %s", images.shape)
             for waiting in batch:
                 if not waiting.outputs.done():
                     waiting.outputs.set_exception(error)

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_batch_size", type=_whole(1), default=8, help="images of several requests to run together" + default
     )
     parser.add_argument(
-        "--max_delay_ms", type=_milliseconds, default=2.0, help="that a request waits for others to join it" + default
+        "--max_delay_ms", type=_milliseconds, default=0.0, help="that a request waits for others to join it" + default
     )
     parser.add_argument(
         "--max_queue", type=_whole(1), default=64, help="requests of a model at a time, others get 503" + default

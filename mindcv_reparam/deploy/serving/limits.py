@@ -23,7 +23,7 @@ class Limits:
     """
 
     max_batch_size: int = 8
-    max_delay: float = 0.002
+    max_delay: float = 0.0
     max_body: int = 16 * 2**20
     max_queue: int = 64
 

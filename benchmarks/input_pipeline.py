@@ -1,100 +1,204 @@
-"""Images per second of the input pipeline: 500×375 JPEGs of about 77 KB, batches of 64, the recipes' augmentation.
+"""Compare this project's input pipeline with MindCV's and timm's: images per second, and processor time per image.
 
-python benchmarks/input_pipeline.py [--workers 2] [--batches 16] [--data_dir FOLDER]
+    python benchmarks/input_pipeline.py [--workers 2] [--rounds 5] [--images 2048] [--data_dir FOLDER]
+        [--mindcv CHECKOUT] [--recipes visformer fastvit]
 
-Without a folder it writes its own images. "per core" is the processor time an image takes, which unlike the wall clock
-does not suffer from other load on the machine.
+Without a folder it writes its own images: JPEGs of 500×375 pixels and about 77 KB. The peers run in environments of
+their own, made at the first run: MindCV from PyPI (or a checkout) beside this project's MindSpore, timm with PyTorch.
+Every pipeline is a process that lives through the whole run; a round is one epoch of each, one after the other, so that
+load from elsewhere meets all of them. The first epoch of each and the first batch of every epoch do not count.
+
+Processor time (of all threads and worker processes) is the robust figure on a machine with other load; "per core" is
+its inverse.
 """
 
 import argparse
-import resource
+import json
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from mindcv_reparam.config import Config
-from mindcv_reparam.data import create_dataset, create_loader
-from mindcv_reparam.data.source import ImageSource
-from mindcv_reparam.data.workers import ProcessWorkers, ThreadWorkers
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from environments import environment
+from processes import processor_seconds
+from report import machine, markdown, save
+
+from mindcv_reparam.errors import Parser, UserError, run_script
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 64
-MIXED = {"interpolation": "bicubic", "re_prob": 0.25, "cutmix": 1.0, "label_smoothing": 0.1, "num_classes": 1000}
-RECIPES = {
-    "visformer": {**MIXED, "auto_augment": "autoaug", "mixup": 0.8},
-    "fastvit": {**MIXED, "auto_augment": "rand-m9-mstd0.5-inc1", "re_mode": "pixel", "mixup": 0.2, "image_resize": 256},
-    "crop and flip": {"interpolation": "bicubic", "color_jitter": 0.0, "num_classes": 1000},
-}
+DISTINCT = 256  # images written; the epoch repeats them under other names
+MIXED = {"interpolation": "bicubic", "re_prob": 0.25, "cutmix": 1.0, "cutmix_prob": 1.0, "label_smoothing": 0.1}
+RECIPES: dict[str, dict[str, object]] = {
+    "visformer": {**MIXED, "auto_augment": "autoaug", "mixup": 0.8, "image_resize": 224},
+    "fastvit": {
+        **MIXED, "auto_augment": "rand-m9-mstd0.5-inc1", "re_mode": "pixel", "mixup": 0.2, "image_resize": 256,
+    },
+    "crop and flip": {"interpolation": "bicubic", "color_jitter": 0.0, "image_resize": 224},
+}  # fmt: skip
+PIPELINES = Path(__file__).parent / "pipelines"
+TIMM = (
+    "torch==2.13.0",
+    "torchvision==0.28.0",
+    "timm==1.0.24",
+    "pillow==11.3.0",
+)  # newer ones refuse Posterize to 0 bits
+HEADER = (
+    "recipe", "pipeline", "first batch (s)", "img/s", "processor ms/img", "img/s per core",
+    "img/s ÷ MindCV's", "img/s per core ÷ MindCV's",
+)  # fmt: skip
 
 
-def write_images(folder: Path, count: int = 256) -> None:
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a pipeline: to the first batch, and after it."""
+
+    first: float  # seconds to the first batch
+    rate: float  # images per second after it
+    cost: float  # processor milliseconds per image, all of them
+
+
+class Pipeline:
+    """A pipeline's process; ``run`` measures an epoch."""
+
+    def __init__(self, name: str, python: str | Path, script: str, *arguments: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [python, PIPELINES / script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self) -> Epoch:
+        before = processor_seconds(self._process.pid)
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            raise UserError(
+                f"the pipeline {self.name!r} ended: {subprocess.list2cmdline(self._process.args)}"
+            ) from None
+        spent = processor_seconds(self._process.pid) - before
+        return Epoch(answer["first"], answer["after"] / answer["seconds"], 1000 * spent / answer["images"])
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=2048, help="of an epoch, a multiple of 256")
+    parser.add_argument("--data_dir", help="image folder with train/ and a folder per class; default: generated images")
+    parser.add_argument("--mindcv", default="", help="a checkout of MindCV; default: its release on PyPI")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["visformer", "fastvit"])
+    args = parser.parse_args()
+    mindcv = sys.executable if args.mindcv else environment("mindcv", ["mindcv==0.3.0"], beside_project=True)
+    timm = environment("timm", TIMM)
+
+    results: dict[str, dict[str, list[Epoch]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.data_dir is None:
+            write_images(Path(folder), args.images)
+        data, workers = args.data_dir or folder, str(args.workers)
+        decoders = [
+            Pipeline(f"{decoder}, {workers} threads", sys.executable, "decoding.py", data, workers, decoder)
+            for decoder in ("mindspore", "pillow", "simplejpeg")
+        ]
+        results["decoding alone"] = measure(decoders, args.rounds)
+        for recipe in args.recipes:
+            settings = json.dumps({**RECIPES[recipe], "batch_size": BATCH, "num_classes": 1000})
+            pipelines = [
+                Pipeline("MindCV", mindcv, "mindcv_recipe.py", settings, data, workers, args.mindcv),
+                Pipeline("timm", timm, "timm_recipe.py", settings, data, workers),
+                Pipeline("ours, threads", sys.executable, "ours.py", settings, data, workers, "threads"),
+                Pipeline("ours, processes", sys.executable, "ours.py", settings, data, workers, "processes"),
+            ]
+            results[recipe] = measure(pipelines, args.rounds)
+    print(markdown(HEADER, [row for recipe in results for row in rows(recipe, results[recipe])]))
+    plain = {
+        recipe: {name: [asdict(one) for one in some] for name, some in of.items()} for recipe, of in results.items()
+    }
+    save("input_pipeline", {"machine": machine("pillow", "numba", "simplejpeg"), **vars(args), "epochs": plain},
+         lambda figure: draw(figure, results))  # fmt: skip
+    return 0
+
+
+def write_images(folder: Path, count: int) -> None:
     """Smooth colours under fine noise, which make JPEGs of the size of ImageNet's."""
     generator = np.random.default_rng(0)
-    for index in range(count):
+    for index in range(DISTINCT):
         colours = Image.fromarray(generator.integers(0, 256, (40, 53, 3)).astype(np.uint8))
-        pixels = np.asarray(colours.resize((500, 375), Image.Resampling.BICUBIC)) + generator.normal(
-            0, 9, (375, 500, 1)
-        )
+        noise = generator.normal(0, 9.2, (375, 500, 1))
+        pixels = np.asarray(colours.resize((500, 375), Image.Resampling.BICUBIC)) + noise
         path = folder / "train" / str(index % 4) / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=85)
+        for copy in range(1, count // DISTINCT):
+            os.link(path, path.with_name(f"{index}-{copy}.jpg"))
 
 
-def processor_seconds() -> float:
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+def measure(pipelines: list[Pipeline], rounds: int) -> dict[str, list[Epoch]]:
+    """``rounds`` epochs of every pipeline, taking turns, by its name; the epoch that warms each up comes first."""
+    epochs: dict[str, list[Epoch]] = {pipeline.name: [] for pipeline in pipelines}
+    with ExitStack() as stack:
+        for pipeline in pipelines:
+            stack.enter_context(pipeline)
+        for number in range(rounds + 1):
+            for pipeline in pipelines:
+                epochs[pipeline.name].append(pipeline.run())
+                print(f"{number}/{rounds} {pipeline.name}: {epochs[pipeline.name][-1]}", file=sys.stderr)
+    return epochs
 
 
-def measure(workers: ThreadWorkers | ProcessWorkers, batches: int, steps: int) -> tuple[float, float, float]:
-    """Seconds to the first batch; images per second after it; processor milliseconds per image over all."""
-    start, spent = time.perf_counter(), processor_seconds()
-    workers.submit(0, 0).result()
-    first = time.perf_counter()
-    for future in [workers.submit(1 + index // steps, index % steps) for index in range(batches)]:
-        future.result()
-    rate = batches * BATCH / (time.perf_counter() - first)
-    workers.close()
-    return first - start, rate, 1000 * (processor_seconds() - spent) / ((batches + 1) * BATCH)
+def rows(recipe: str, epochs: dict[str, list[Epoch]]) -> list[list[str]]:
+    """Medians over the rounds; ratios are medians of the rounds' ratios."""
+    found = []
+    for name, (warm_up, *measured) in epochs.items():
+        rate, cost = (statistics.median(getattr(one, key) for one in measured) for key in ("rate", "cost"))
+        ratios = ["", ""]
+        if "MindCV" in epochs:
+            pairs = list(zip(measured, epochs["MindCV"][1:]))
+            faster = statistics.median(one.rate / other.rate for one, other in pairs)
+            cheaper = statistics.median(other.cost / one.cost for one, other in pairs)
+            ratios = [f"{faster:.2f}", f"{cheaper:.2f}"]
+        found.append(
+            [recipe, name, f"{warm_up.first:.1f}", f"{rate:.0f}", f"{cost:.2f}", f"{1000 / cost:.0f}", *ratios]
+        )
+    return found
 
 
-def measure_decoding(source: ImageSource, workers: int) -> tuple[float, float]:
-    """Images per second and processor milliseconds per image of decoding alone, the bound of everything else."""
-    start, spent = time.perf_counter(), processor_seconds()
-    with ThreadPoolExecutor(workers) as executor:
-        list(executor.map(source.load, range(len(source))))
-    seconds = time.perf_counter() - start
-    return len(source) / seconds, 1000 * (processor_seconds() - spent) / len(source)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=16)
-    parser.add_argument("--data_dir", help="image folder; default: generated images")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.data_dir is None:
-            write_images(Path(folder))
-        run(arguments.data_dir or folder, arguments.workers, arguments.batches)
-
-
-def run(data_dir: str, workers: int, batches: int) -> None:
-    print(f"{'recipe':14} {'workers':12} {'first batch':>12} {'img/s':>8} {'ms/img per core':>16}")
-    source = create_dataset(Config(data_dir=data_dir), train=True)
-    rate, cost = measure_decoding(source, workers)
-    print(f"{'decoding only':14} {f'{workers} threads':12} {'':12} {rate:8.0f} {cost:16.2f}")
-    for name, recipe in RECIPES.items():
-        config = Config(data_dir=data_dir, batch_size=BATCH, **recipe)
-        loader = create_loader(source, config, train=True)
-        for kind, label in ((ThreadWorkers, "threads"), (ProcessWorkers, "processes")):
-            first, rate, cost = measure(kind(loader.batches, workers), batches, loader.steps_per_epoch)
-            print(f"{name:14} {f'{workers} {label}':12} {first:10.2f} s {rate:8.0f} {cost:16.2f}", flush=True)
+def draw(figure: "Figure", results: dict[str, dict[str, list[Epoch]]]) -> None:
+    axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    for axis, (recipe, epochs) in zip(axes, results.items()):
+        rates = {name: [one.rate for one in measured] for name, (_, *measured) in epochs.items()}
+        axis.bar(list(rates), [statistics.median(some) for some in rates.values()], color="tab:blue", alpha=0.7)
+        for place, some in enumerate(rates.values()):
+            axis.plot([place] * len(some), some, ".", color="black", markersize=3)
+        axis.set_title(recipe)
+        axis.tick_params(axis="x", rotation=30)
+    axes[0].set_ylabel("images per second")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

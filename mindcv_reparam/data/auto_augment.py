@@ -307,7 +307,11 @@ class RandAugment:
     weights: tuple[float, ...] | None = None
 
     def __call__(self, picture: Picture, rng: np.random.Generator, style: Style) -> Picture:
-        for index in rng.choice(len(self.operations), self.layers, replace=self.weights is None, p=self.weights):
+        if self.weights is None:
+            indices = rng.integers(len(self.operations), size=self.layers)
+        else:
+            indices = rng.choice(len(self.operations), self.layers, replace=False, p=self.weights)
+        for index in indices:
             picture = self.operations[index](picture, rng, style)
         return picture
 

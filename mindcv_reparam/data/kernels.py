@@ -15,7 +15,8 @@ from numba import float32, float64, int32, njit, uint8
 
 BILINEAR, BICUBIC = 0, 1
 _FRACTION_BITS = 22
-_BLOCK = 16  # rows that are transposed together, so that the filter runs over them side by side
+_HALF = 1 << (_FRACTION_BITS - 1)
+_BLOCK = 32  # lines that are transposed together, so that the filter runs over them side by side
 
 
 def _kernel(function: Callable) -> Callable:
@@ -96,7 +97,14 @@ def _resize_across(lines, top, left, height, filters):
                 columns[x, _BLOCK + row] = line[(left + x) * 3 + 1]
                 columns[x, 2 * _BLOCK + row] = line[(left + x) * 3 + 2]
         for out in range(len(starts)):
-            _filter(columns, starts[out], counts[out], weights[out], 0, sums, filtered)
+            for lane in range(3 * _BLOCK):
+                sums[lane] = _HALF
+            for tap in range(counts[out]):
+                weight, column = weights[out, tap], columns[starts[out] + tap]
+                for lane in range(3 * _BLOCK):
+                    sums[lane] += weight * int32(column[lane])
+            for lane in range(3 * _BLOCK):
+                filtered[lane] = _rounded(sums[lane])
             for row in range(min(_BLOCK, height - first)):
                 line = resized[first + row]
                 for channel in range(3):
@@ -111,21 +119,21 @@ def _resize_down(lines, top, left, width, filters):
     resized = np.empty((len(starts), width), np.uint8)
     sums = np.empty(width, np.int32)
     for out in range(len(starts)):
-        _filter(lines, top + starts[out], counts[out], weights[out], left, sums, resized[out])
+        for x in range(width):
+            sums[x] = _HALF
+        for tap in range(counts[out]):
+            weight, line = weights[out, tap], lines[top + starts[out] + tap, left : left + width]
+            for x in range(width):
+                sums[x] += weight * int32(line[x])
+        filtered = resized[out]
+        for x in range(width):
+            filtered[x] = _rounded(sums[x])
     return resized
 
 
 @_kernel
-def _filter(lines, start, count, weights, left, sums, filtered):
-    """Fill ``filtered`` with the weighted sum of ``count`` lines from ``start`` on; ``sums`` is scratch, int32."""
-    for x in range(len(sums)):
-        sums[x] = 1 << (_FRACTION_BITS - 1)
-    for tap in range(count):
-        weight, line = weights[tap], lines[start + tap, left : left + len(sums)]
-        for x in range(len(sums)):
-            sums[x] += weight * int32(line[x])
-    for x in range(len(sums)):
-        filtered[x] = uint8(min(max(sums[x] >> _FRACTION_BITS, int32(0)), int32(255)))
+def _rounded(fixed):
+    return uint8(min(max(fixed >> _FRACTION_BITS, int32(0)), int32(255)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

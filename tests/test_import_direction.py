@@ -63,7 +63,8 @@ def imports_of(path: Path) -> set[str]:
             parents = module[: len(module) - node.level] if node.level else ()
             origin = ".".join([*parents, *([node.module] if node.module else [])])
             found |= {f"{origin}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in found if name.startswith("mindcv_reparam.")}
+    rooms = {name.split(".")[1] for name in found if name.startswith("mindcv_reparam.")}
+    return rooms - {"__version__"}  # of the package itself
 
 
 def rooms() -> dict[str, list[Path]]:

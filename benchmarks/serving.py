@@ -219,6 +219,7 @@ def _plot(path: Path, model: str, rows: Sequence[Row]) -> None:
     for axes, title in ((throughput, "images per second"), (latency, "latency, ms")):
         axes.set(xscale="log", xlabel="clients", ylabel=title, title=f"{model}: {title}")
         axes.set_xticks(sorted({row.clients for row in rows}), sorted({row.clients for row in rows}))
+        axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.legend(title="batching", fontsize="small")
     with written_whole(path) as temporary:

@@ -7,6 +7,7 @@ extensions "binary_tensor_data" and "classification". A body is a JSON object; w
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,7 +23,8 @@ EXTENSIONS = ("binary_tensor_data", "classification")
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"float16": "FP16", "float32": "FP32", "uint8": "UINT8", "int32": "INT32", "int64": "INT64"}
 
-Shape = Annotated[list[NonNegativeInt], Field(min_length=1)]
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_Size = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Object(BaseModel):
@@ -35,7 +37,7 @@ class _InputParameters(_Object):
 
 class _Input(_Object):
     name: str
-    shape: Shape
+    shape: Annotated[list[_Size], Field(min_length=1, max_length=8)]
     datatype: str
     parameters: _InputParameters = _InputParameters()
     data: list[Any] | None = None
@@ -152,8 +154,8 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     """The JSON object and what follows it."""
     if header_length is None:
         return body, b""
-    if not (header_length.isascii() and header_length.isdecimal()) or int(header_length) > len(body):
-        raise Refused(400, f"{HEADER_LENGTH} is {header_length!r}, the body has {len(body)} bytes")
+    if not _LENGTH.fullmatch(header_length) or int(header_length) > len(body):
+        raise Refused(400, f"{HEADER_LENGTH} is {header_length[:20]!r}, the body has {len(body)} bytes")
     return body[: int(header_length)], body[int(header_length) :]
 
 

@@ -46,7 +46,8 @@ def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -
     set_environment()
     if target == "CPU":
         _cap_onednn()
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # oneDNN's, read when MindSpore loads it
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of our kernels, read when MindSpore loads OpenMP
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads would hold up MindSpore's own
     ms = _import_mindspore()
     try:
         ms.set_device(target, launch.local_rank if target == "Ascend" else 0)

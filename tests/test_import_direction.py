@@ -29,6 +29,7 @@ ALLOWED = {
     "layers": BASE | {"fusion", "reparam", "stochastic"},
     "registry": BASE,
     "models": CELLS | {"registry"},
+    "cpu": CELLS | {"runtime"},
     "features": BASE | {"reparam", "stochastic"},
     "checkpoint": BASE | {"reparam", "registry"},
     "convert": WEIGHTS,

@@ -1,0 +1,142 @@
+"""The CPU kernels against MindSpore's own operators, forwards and backwards, and what they leave alone."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from networks import NUM_CLASSES, SMALL, difference, random_images, randomise, small_network
+
+from mindcv_reparam.cpu import library as kernels
+from mindcv_reparam.cpu import use_kernels
+from mindcv_reparam.layers import GroupNorm, conv2d, gelu
+from mindcv_reparam.reparam import reparameterize
+from mindcv_reparam.stochastic import seed_masks
+from mindcv_reparam.training.step import gradients_by_name
+
+TOLERANCE = 5e-6  # of the largest entry: that of sums in another order
+
+# kernel size, stride, channel multiplier, bias, shape of the input
+DEPTHWISE = [
+    (3, 1, 1, True, (2, 5, 9, 13)),
+    (3, 2, 1, False, (2, 6, 8, 40)),
+    (3, 2, 2, True, (1, 6, 1, 1)),
+    (7, 1, 1, False, (3, 4, 33, 20)),
+    (7, 1, 2, True, (2, 6, 3, 4)),
+    (7, 2, 2, True, (2, 3, 17, 16)),
+]
+
+
+class Weighted(nn.Cell):
+    """A sum of outputs, each with another weight, so that no gradient cancels."""
+
+    def __init__(self, cell: nn.Cell, weight: Tensor):
+        super().__init__()
+        self.cell = cell
+        self.weight = weight
+
+    def construct(self, x):
+        return (self.cell(x) * self.weight).sum()
+
+
+def results(cell: nn.Cell, x: Tensor) -> list[np.ndarray]:
+    """The output and the gradients for the input and every parameter."""
+    y = cell(x)
+    weighted = Weighted(cell, Tensor(np.random.default_rng(1).normal(size=y.shape), ms.float32))
+    parameters = ms.ParameterTuple(cell.get_parameters())
+    if not parameters:
+        return [y.asnumpy(), ms.jit(ms.grad(weighted, 0))(x).asnumpy()]
+    input_gradient, gradients = ms.jit(ms.grad(weighted, 0, parameters))(x)
+    return [y.asnumpy(), input_gradient.asnumpy(), *(gradient.asnumpy() for gradient in gradients)]
+
+
+def assert_same(make, shape: tuple[int, ...]) -> None:
+    plain = nn.SequentialCell(randomise(make()))
+    fast = use_kernels(nn.SequentialCell(randomise(make())))
+    assert type(fast[0]) is not type(plain[0])
+    assert [p.name for p in fast.get_parameters()] == [p.name for p in plain.get_parameters()]
+    x = Tensor(np.random.default_rng(0).normal(0.3, 2.0, shape), ms.float32)
+    for actual, expected in zip(results(fast, x), results(plain, x)):
+        assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["exact", "tanh"])
+def test_gelu(kind):
+    assert_same(lambda: gelu(kind), (3, 5, 7, 9))
+
+
+@pytest.mark.parametrize("kind", ["exact", "tanh"])
+def test_gelu_far_out(kind):
+    x = Tensor([-1e30, -100.0, -6.0, 0.0, 6.0, 100.0, 1e30, np.inf, np.nan], ms.float32)
+    net = use_kernels(nn.SequentialCell(gelu(kind)))
+    y = net(x).asnumpy()
+    np.testing.assert_allclose(y[:-1], [0, 0, 0, 0, 6, 100, 1e30, np.inf], rtol=1e-6, atol=1e-6)
+    assert np.isnan(y[-1])
+
+
+@pytest.mark.parametrize(("size", "stride", "multiplier", "bias", "shape"), DEPTHWISE)
+def test_depthwise_convolution(size, stride, multiplier, bias, shape):
+    channels = shape[1]
+    assert_same(lambda: conv2d(channels, multiplier * channels, size, stride, groups=channels, bias=bias), shape)
+
+
+def test_other_convolutions_are_left_alone():
+    convolutions = [conv2d(4, 4, 3), conv2d(4, 4, 5, groups=4), conv2d(4, 4, 3, padding=0, groups=4)]
+    net = use_kernels(nn.SequentialCell(convolutions))
+    assert {type(cell) for cell in net} == {nn.Conv2d}
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(True, True), (True, False), (False, False)])
+def test_group_norm(scale, shift):
+    assert_same(lambda: GroupNorm(6, scale=scale, shift=shift), (3, 6, 5, 7))
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_networks(family):
+    images, expected = random_images(), small_network(family)
+    fast = use_kernels(small_network(family))
+    assert [p.name for p in fast.get_parameters()] == [p.name for p in expected.get_parameters()]
+    assert difference(fast(images), expected(images)) <= TOLERANCE
+    assert difference(reparameterize(fast)(images), expected(images)) <= 1e-5
+    assert difference(use_kernels(reparameterize(expected))(images), expected(images)) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["fastvit", "riformer"])
+def test_gradients_of_networks(family):
+    images = random_images().asnumpy()
+    labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
+    gradients = []
+    for prepare in (use_kernels, lambda net: net):
+        net = small_network(family)
+        seed_masks(net, 0)
+        gradients.append(gradients_by_name(prepare(net), nn.CrossEntropyLoss(), images, labels))
+    fast, expected = gradients
+    assert list(fast) == list(expected)
+    largest = max(np.abs(gradient).max() for gradient in expected.values())
+    for name in expected:
+        error = np.abs(fast[name] - expected[name]).max()
+        assert error <= 1e-4 * np.abs(expected[name]).max() + 1e-6 * largest, name
+
+
+def test_without_a_compiler_nothing_changes(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    kernels.library.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            net = use_kernels(nn.SequentialCell(gelu("exact")))
+        assert type(net[0]) is nn.GELU
+        assert "no C++ compiler" in caplog.text
+    finally:
+        kernels.library.cache_clear()
+
+
+def test_a_failed_build_is_named_and_leaves_nothing(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "--no-such-flag"))
+    kernels.library.cache_clear()
+    try:
+        assert kernels.library() is None
+        assert "no-such-flag" in caplog.text
+        assert not list(kernels.cache_folder().iterdir())
+    finally:
+        kernels.library.cache_clear()

@@ -20,7 +20,8 @@ def environment(name: str, requirements: Sequence[str], beside_project: bool = F
     ``beside_project`` lets it see this interpreter's packages, too (the same MindSpore for both sides); requirements
     are then installed without what they depend on. Raises UserError when pip fails.
     """
-    key = hashlib.sha256(repr((sys.version_info[:2], sys.prefix, *requirements)).encode()).hexdigest()[:8]
+    kind = (sys.version_info[:2], sys.prefix if beside_project else "", *requirements)
+    key = hashlib.sha256(repr(kind).encode()).hexdigest()[:8]
     folder = FOLDER / f"{name}-{key}"
     python, ready = folder / "bin" / "python", folder / "ready"
     if ready.exists():

@@ -238,11 +238,14 @@ def test_a_perturbed_weight_is_noticed(fused):
 
 @pytest.mark.parametrize("family", ["visformer", "fastvit", "riformer", "gfnet"])
 def test_every_opset_computes_the_same(fused, family):
-    net, mindir = fused[family]
+    """As opset 17, which is compared with the network."""
+    mindir, x = fused[family][1], images(2)
+    (expected,) = run(translate(mindir, opset=17), x)
     for opset in BOUNDARIES:
         model = translate(mindir, opset=opset)
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
-        assert relative_difference(model, net, images(2)) <= TOLERANCE, opset
+        (actual,) = run(model, x)
+        assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max(), opset
 
 
 def test_opsets_bring_their_operators(fused):
@@ -446,8 +449,10 @@ class Normalised(nn.Cell):
         return outputs
 
 
-@pytest.mark.parametrize("opset", [13, 17, 21])
-@pytest.mark.parametrize("shape", [(None, 8, 6, 4), (2, 8, None, None)])
+@pytest.mark.parametrize(
+    ("opset", "shape"),
+    [(11, (2, 8, None, None)), (17, (None, 8, 6, 4)), (17, (2, 8, None, None)), (21, (None, 8, 6, 4))],
+)
 def test_normalisations_and_gelus_are_recognised(tmp_path, opset, shape):
     net = Normalised().set_train(False)
     model = translate(export(net, tmp_path, shape), opset=opset)

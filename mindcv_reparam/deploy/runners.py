@@ -55,6 +55,8 @@ def onnxruntime_program(path: str | os.PathLike[str], threads: int | None = None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
+    # Threads that wait for the next call would take the cores from those that decode its images and serve its clients.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common public class

@@ -14,7 +14,8 @@ CLOSE = {"Connection": "close"}  # of an answer that goes out at once, whatever 
 
 @dataclass(frozen=True)
 class Limits:
-    """
+    """What the flags of the serve command set.
+
     Attributes:
         max_batch_size: images of several requests that run together; 1 runs every request by itself.
         max_delay: seconds that a request waits for others to run with it.

@@ -2,12 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from .refused import Refused
 
+_T = TypeVar("_T")
 _PREFIX = "mindcv_reparam_"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -47,5 +49,5 @@ class Metrics:
             self.requests.labels(model, endpoint, status).inc()
             self.request_seconds.labels(model, endpoint).observe(time.perf_counter() - start)
 
-    def _new(self, kind: type, name: str, help: str, labels: tuple[str, ...] = (), **options: object):
-        return kind(_PREFIX + name, help, ("model", *labels), registry=self.registry, **options)
+    def _new(self, kind: Callable[..., _T], name: str, text: str, labels: Sequence[str] = (), **options: Any) -> _T:
+        return kind(_PREFIX + name, text, ("model", *labels), registry=self.registry, **options)

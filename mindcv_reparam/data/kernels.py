@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numba import float32, float64, int32, njit, uint8
+from numba import float32, float64, int32, int64, njit, uint8
 
 BILINEAR, BICUBIC = 0, 1
 _FRACTION_BITS = 22
 _HALF = 1 << (_FRACTION_BITS - 1)
+_LANES = 64  # pixels that are moved side by side
 _BLOCK = 32  # lines that are transposed together, so that the filter runs over them side by side
 
 
@@ -145,65 +146,87 @@ def affine(pixels, matrix, fill):
     """Bicubic: output (x, y) comes from (a·x + b·y + c, d·x + e·y + f); what comes from outside is ``fill``."""
     height, width = pixels.shape[0], pixels.shape[1]
     a, b, c, d, e, f = matrix
-    padded, pitch = _replicate(pixels), (width + 4) * 3
+    packed, pitch = _pack(pixels), width + 4
     moved = np.empty_like(pixels)
-    places, right, below = np.empty(width, np.int64), np.empty(width), np.empty(width)
-    crossings = np.empty((4, width))
+    inside, places = np.zeros(_LANES, np.bool_), np.zeros(_LANES, np.int64)
+    right, below = np.zeros(_LANES), np.zeros(_LANES)
+    taps = np.zeros((16, _LANES), np.int32)  # [4 · line + column, lane]
+    crossings, values = np.zeros((4, _LANES)), np.zeros(_LANES, np.int32)
+    # Shears and translations move along one axis: along the other, interpolating is the identity.
+    between_columns = a != 1.0 or b != 0.0 or c != 0.0
+    between_lines = d != 0.0 or e != 1.0 or f != 0.0
     for y in range(height):
-        first, last = width, 0  # the outputs that come from inside are neighbours
-        between_columns = between_lines = False
-        for x in range(width):
-            source_x = a * (x + 0.5) + b * (y + 0.5) + c
-            source_y = d * (x + 0.5) + e * (y + 0.5) + f
-            if source_x < 0.0 or source_x >= width or source_y < 0.0 or source_y >= height:
-                for channel in range(3):
-                    moved[y, x, channel] = fill[channel]
-                continue
-            first, last = min(first, x), x + 1
-            source_x -= 0.5
-            source_y -= 0.5
-            whole_x, whole_y = math.floor(source_x), math.floor(source_y)
-            right[x], below[x] = source_x - whole_x, source_y - whole_y
-            between_columns |= right[x] != 0.0
-            between_lines |= below[x] != 0.0
-            places[x] = (whole_y + 1) * pitch + (whole_x + 1) * 3
-        # Shears and translations move along one axis: along the other, interpolating is the identity.
-        for channel in range(3):
-            for line in range(0 if between_lines else 1, 4 if between_lines else 2):
-                values, crossing = padded[line * pitch + channel :], crossings[line]
-                if between_columns:
-                    for x in range(first, last):
-                        at = places[x]
-                        crossing[x] = _cubic(values[at], values[at + 3], values[at + 6], values[at + 9], right[x])
+        for start in range(0, width, _LANES):
+            for lane in range(_LANES):
+                x = start + lane
+                source_x = a * (x + 0.5) + b * (y + 0.5) + c
+                source_y = d * (x + 0.5) + e * (y + 0.5) + f
+                inside[lane] = (source_x >= 0.0) & (source_x < width) & (source_y >= 0.0) & (source_y < height)
+                whole_x, whole_y = np.floor(source_x - 0.5), np.floor(source_y - 0.5)
+                right[lane], below[lane] = (source_x - 0.5) - whole_x, (source_y - 0.5) - whole_y
+                places[lane] = int64((whole_y + 1.0) * pitch + whole_x + 1.0)
+            end = min(_LANES, width - start)
+            first, last = end, 0  # the outputs that come from inside are neighbours
+            for lane in range(end):
+                if inside[lane]:
+                    first, last = min(first, lane), lane + 1
                 else:
-                    for x in range(first, last):
-                        crossing[x] = values[places[x] + 3]
-            if between_lines:
-                for x in range(first, last):
-                    crossings[1, x] = _cubic(
-                        crossings[0, x], crossings[1, x], crossings[2, x], crossings[3, x], below[x]
-                    )
-            for x in range(first, last):
-                moved[y, x, channel] = uint8(min(max(crossings[1, x], 0.0), 255.0))
+                    for channel in range(3):
+                        moved[y, start + lane, channel] = fill[channel]
+            for line in range(0 if between_lines else 1, 4 if between_lines else 2):
+                for column in range(0 if between_columns else 1, 4 if between_columns else 2):
+                    tap, source = taps[4 * line + column], packed[line * pitch + column :]
+                    for lane in range(first, last):
+                        tap[lane] = source[places[lane]]
+            for channel in range(3):
+                if not between_lines:
+                    _interpolate(taps[4], taps[5], taps[6], taps[7], 8 * channel, right, crossings[0])
+                elif not between_columns:
+                    _interpolate(taps[1], taps[5], taps[9], taps[13], 8 * channel, below, crossings[0])
+                else:
+                    for line in range(4):
+                        p, q, r, s = taps[4 * line], taps[4 * line + 1], taps[4 * line + 2], taps[4 * line + 3]
+                        _interpolate(p, q, r, s, 8 * channel, right, crossings[line])
+                    for lane in range(_LANES):
+                        crossings[0, lane] = _cubic(
+                            crossings[0, lane], crossings[1, lane], crossings[2, lane], crossings[3, lane], below[lane]
+                        )
+                for lane in range(_LANES):
+                    values[lane] = int32(min(max(crossings[0, lane], 0.0), 255.0))
+                for lane in range(first, last):
+                    moved[y, start + lane, channel] = values[lane]
     return moved
 
 
 @_kernel
-def _replicate(pixels):
-    """The image with its edge repeated twice on every side, flat."""
+def _pack(pixels):
+    """The image with its edge repeated twice on every side, a pixel's channels in the bytes of an int32, flat."""
     height, width = pixels.shape[0], pixels.shape[1]
-    padded = np.empty((height + 4, width + 4, 3), np.uint8)
+    packed = np.empty((height + 4, width + 4), np.int32)
     for y in range(height + 4):
+        line = pixels[min(max(y - 2, 0), height - 1)]
         for x in range(width + 4):
-            for channel in range(3):
-                padded[y, x, channel] = pixels[min(max(y - 2, 0), height - 1), min(max(x - 2, 0), width - 1), channel]
-    return padded.reshape(padded.size)
+            column = min(max(x - 2, 0), width - 1)
+            packed[y, x] = int32(line[column, 0]) | int32(line[column, 1]) << 8 | int32(line[column, 2]) << 16
+    return packed.reshape(packed.size)
+
+
+@_kernel
+def _interpolate(p, q, r, s, shift, fractions, crossing):
+    """Fill ``crossing`` with the values between q and r of the channel whose bits start at ``shift``."""
+    for lane in range(_LANES):
+        crossing[lane] = _cubic(
+            float64((p[lane] >> shift) & 255),
+            float64((q[lane] >> shift) & 255),
+            float64((r[lane] >> shift) & 255),
+            float64((s[lane] >> shift) & 255),
+            fractions[lane],
+        )
 
 
 @_kernel
 def _cubic(p, q, r, s, t):
     """The value at ``t`` between q and r."""
-    p, q, r, s = float64(p), float64(q), float64(r), float64(s)
     return q + t * ((-p + r) + t * ((2.0 * (p - q) + r - s) + t * (-p + q - r + s)))
 
 

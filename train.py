@@ -50,6 +50,7 @@ def train(
     """Train on this rank; rank 0 fills ``config.ckpt_save_dir``."""
     # MindSpore must not be imported before runtime.prepare, nor for --help.
     from mindcv_reparam.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+    from mindcv_reparam.cpu import use_kernels
     from mindcv_reparam.stochastic import mask_states, seed_masks
     from mindcv_reparam.training.ema import WeightAverage
     from mindcv_reparam.training.evaluate import evaluate
@@ -111,6 +112,8 @@ def train(
         distillation=distillation,
         imitation=imitation,
     )
+    if device == "CPU":
+        use_kernels(step)
     lr, min_lr = config.lr, config.min_lr
     if config.lr_scale == "linear":
         batch = ranks.size * config.batch_size * config.gradient_accumulation_steps

@@ -21,12 +21,15 @@ def main() -> None:
     ranks = distributed.start(None, device)  # as launched: a recipe that asks for eight devices can be checked on one
 
     from mindcv_reparam.checkpoint import model_from_checkpoint
+    from mindcv_reparam.cpu import use_kernels
     from mindcv_reparam.training.evaluate import evaluate
     from mindcv_reparam.training.precision import mixed_precision, supported_level
 
     network, info = model_from_checkpoint(config.ckpt_path, config.model, **config.model_arguments())
     config = config.with_defaults(**info.preprocessing, num_classes=info.hparams["num_classes"])
     mixed_precision(network, supported_level(config.val_amp_level, device))
+    if device == "CPU":
+        use_kernels(network)
     source = create_dataset(config, train=False, classes=info.classes)
     with create_loader(source, config, train=False, rank=ranks.rank, size=ranks.size) as loader:
         result = evaluate(network, loader, ranks)

@@ -1,8 +1,12 @@
 """What is put around a network before it is exported, and that the exported file computes it."""
 
+import json
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore.train.mind_ir_pb2 import ModelProto
 from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, arrays, random_images, small_network
 
 from mindcv_reparam import reparameterize
@@ -16,6 +20,9 @@ from mindcv_reparam.deploy.stem import PixelStem, on_pixels, stem_of
 from mindcv_reparam.errors import UserError
 
 PREPROCESSING = {"image_resize": IMAGE_SIZE, "mean": (123.675, 116.28, 103.53), "std": (58.4, 57.12, 57.375)}
+KNOWN_TO_LITE = set(
+    json.loads(Path(__file__).with_name("data").joinpath("mindspore-lite-primitives.json").read_text())["primitives"]
+)
 ANY_SIZE = ("fastvit", "riformer", "poolformer", "regnet")
 FIXED_SIZE = ("visformer", "gfnet")
 
@@ -39,6 +46,13 @@ def fastvit():
     return fused("fastvit")
 
 
+def primitives(path):
+    """Names of the primitives in a MindIR file, without those that only hand values on or order the execution."""
+    model = ModelProto()
+    model.ParseFromString(path.read_bytes())
+    return {one.op_type for one in model.primitives} - {"Load", "MakeTuple", "TupleGetItem", "UpdateState"}
+
+
 def exported(deployment, folder):
     path = folder / "model.mindir"
     write_mindir(deployment.graph, path, deployment.input, tuple(output.name for output in deployment.outputs))
@@ -56,6 +70,7 @@ def exported(deployment, folder):
 def test_the_file_computes_what_the_network_does(net, interface, tmp_path):
     deployment = prepare(net, "full", interface, PREPROCESSING)
     program = exported(deployment, tmp_path)
+    assert primitives(tmp_path / "model.mindir") <= KNOWN_TO_LITE
     assert largest_difference(deployment.expected, program, deployment.trials(), interface.output_kind) <= 2e-5
     for images in deployment.trials():
         assert deployment.input.accepts(images.shape)
@@ -81,6 +96,8 @@ def test_an_image_size_that_varies(family, tmp_path):
     assert deployment.input.shape == (1, 3, None, None)
     assert [images.shape[2:] for images in deployment.trials()] == [(64, 96), (96, 160)]
     assert largest_difference(deployment.expected, exported(deployment, tmp_path), deployment.trials()) <= 2e-5
+    # What these compute, sizes of maps, becomes a constant once a converter compiles a gear.
+    assert primitives(tmp_path / "model.mindir") - KNOWN_TO_LITE <= {"ScalarMul", "ScalarFloorDiv"}
 
 
 @pytest.mark.parametrize("family", FIXED_SIZE)
@@ -147,8 +164,6 @@ def test_half_weights_are_half_and_rounded(fastvit):
 
 
 def test_the_file_names_its_input_and_outputs(fastvit, tmp_path):
-    from mindspore.train.mind_ir_pb2 import ModelProto
-
     for interface, names in (
         (Interface(), ["logits"]),
         (Interface(output_kind="topk", top_k=2), ["probabilities", "classes"]),

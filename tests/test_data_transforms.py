@@ -1,6 +1,9 @@
 """Transforms against Pillow, hand-derived numbers and their distributions."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,3 +235,18 @@ def test_eval_of_a_non_square_size():
     image = picture(48, 120)
     expected = np.asarray(image.resize((60, 24), Image.Resampling.BILINEAR))[:, 10:50]
     np.testing.assert_array_equal(eval_transform(config)(image), expected.transpose(2, 0, 1))
+
+
+def test_only_training_waits_for_numba():
+    """Half a second that validation, serving and --help do not need."""
+    script = """
+import sys
+from PIL import Image
+from mindcv_reparam.config import Config
+from mindcv_reparam.data.transforms import eval_transform, train_transform
+config = Config(auto_augment="rand-m9")
+train_transform(config)
+eval_transform(config)(Image.new("RGB", (300, 300)))
+assert "numba" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])

@@ -1,0 +1,68 @@
+"""The benchmark of the input pipeline: its images, its clock and its table."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_images_are_as_large_as_those_of_imagenet(tmp_path, monkeypatch):
+    import input_pipeline
+
+    monkeypatch.setattr(input_pipeline, "DISTINCT", 4)
+    input_pipeline.write_images(tmp_path, 8)
+    files = sorted((tmp_path / "train").rglob("*.jpg"))
+    assert len(files) == 8
+    assert len({file.read_bytes() for file in files}) == 4
+    assert np.mean([file.stat().st_size for file in files]) == pytest.approx(77_000, rel=0.03)
+    for file in files:
+        with Image.open(file) as image:
+            assert (image.size, image.mode) == ((500, 375), "RGB")
+            assert image.layer[0][1:3] == (2, 2)  # chroma at half the resolution
+
+
+def test_processor_time_counts_children():
+    from processes import processor_seconds
+
+    burn = "import time\nwhile time.process_time() < 0.3: pass\n"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        assert 0.28 < processor_seconds(process.pid) < 2.0
+        process.communicate("\n")
+
+
+def test_rows_are_medians_and_ratios_of_rounds():
+    from input_pipeline import Epoch, rows
+
+    peer = [Epoch(3.0, 1.0, 99.0), Epoch(0.1, 100.0, 8.0), Epoch(0.1, 50.0, 4.0), Epoch(0.1, 100.0, 8.0)]
+    ours = [Epoch(2.0, 1.0, 99.0), Epoch(0.1, 300.0, 2.0), Epoch(0.1, 100.0, 1.0), Epoch(0.1, 200.0, 4.0)]
+    header = rows("fastvit", {"MindCV": peer, "ours": ours})
+    assert header == [
+        ["fastvit", "MindCV", "3.0", "100", "8.00", "125", "1.00", "1.00"],
+        ["fastvit", "ours", "2.0", "200", "2.00", "500", "2.00", "4.00"],
+    ]
+
+
+def test_a_pipeline_that_ends_is_an_error():
+    from input_pipeline import Pipeline
+
+    from mindcv_reparam.errors import UserError
+
+    with (
+        Pipeline("broken", sys.executable, "ours.py", "{}", "/nowhere", "1", "threads") as pipeline,
+        pytest.raises(UserError, match="'broken' ended"),
+    ):
+        pipeline.run()

@@ -1,0 +1,46 @@
+"""timm's networks in PyTorch. Argument: JSON with model, size, batch, threads and form.
+
+form: "eager" or "compiled" (fused by timm where it can, for inference), "step" (of training), or "onnx", which writes
+``file`` and ends.
+"""
+
+import json
+import sys
+
+import torch
+from serve import serve
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError:
+    # A PyTorch for CPUs beside PyPI's torchvision for GPUs: compiled operators do not load, and are not used here.
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+
+import timm
+from timm.utils.model import reparameterize_model
+
+settings = json.loads(sys.argv[1])
+torch.set_num_threads(settings["threads"])
+torch.manual_seed(0)
+net = timm.create_model(settings["model"])
+images = torch.randn(settings["batch"], 3, settings["size"], settings["size"])
+if settings["form"] == "step":
+    net.train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
+    labels = torch.arange(settings["batch"])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+
+    serve(step)
+else:
+    net = reparameterize_model(net.eval())
+    if settings["form"] == "onnx":
+        torch.onnx.export(net, images, settings["file"], opset_version=17, dynamo=False)
+    else:
+        call = torch.compile(net) if settings["form"] == "compiled" else net
+        with torch.inference_mode():
+            serve(lambda: call(images))

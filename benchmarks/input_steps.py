@@ -121,7 +121,7 @@ def ways(files: list[bytes], folder: Path) -> list[Way]:
         Way("decode", "none: decoded before, 7.5 times the disk", lambda i: np.fromfile(folder / f"{i}.raw", np.uint8)),
         Way("crop, resize", "Pillow, crop and resize", lambda i: images[i].crop(CORNERS).resize(SIZE, BICUBIC)),
         Way("crop, resize", "Pillow, resize with a box", lambda i: images[i].resize(SIZE, BICUBIC, CORNERS)),
-        Way("crop, resize", "kernel (used)", lambda i: kernels.resize_crop(pixels[i], *BOX, *SIZE, False, False, 1)),
+        Way("crop, resize", "kernel (used)", lambda i: kernels.resize_crop(pixels[i], BOX, SIZE, (False, False), 1)),
         Way("rotate", "Pillow", lambda i: small_images[i].rotate(degrees, BICUBIC, fillcolor=FILL)),
         Way("rotate", "kernel (used)",
             lambda i: rotate(Picture(small[i]), np.random.default_rng(0), Style(FILL, BICUBIC)).pixels()),

@@ -62,7 +62,7 @@ class Picture:
         """The crop (top, left, height, width) resized to ``size``, then flipped horizontally and vertically."""
         if resampling in (BILINEAR, BICUBIC):
             kind = _kernels().BICUBIC if resampling == BICUBIC else _kernels().BILINEAR
-            return Picture(_kernels().resize_crop(self.pixels(), *box, *size, *flips, kind))
+            return Picture(_kernels().resize_crop(self.pixels(), box, size, flips, kind))
         top, left, height, width = box
         pixels = Image.fromarray(self.pixels()[top : top + height, left : left + width])
         pixels = np.asarray(pixels.resize((size[1], size[0]), resampling))

@@ -233,6 +233,25 @@ def test_digits_through_the_loader():
         assert sum(weights.sum() for *_, weights in batches.epoch(0)) == 360
 
 
+@pytest.mark.parametrize("threads", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_what_is_kept_of_a_batch_stays_as_it_is(folder, monkeypatch, threads):
+    """Memory is used again, but not while anything refers to it."""
+    monkeypatch.setattr(loader, "_MOST_THREADS", threads)
+    monkeypatch.setattr(loader, "_usable_cores", lambda: 2)
+    with make_loader(folder, num_parallel_workers=2, batch_size=1, epoch_size=1) as batches:
+        views = [images[0, :, 3:20].transpose(1, 2, 0) for images, _ in batches.epoch(0)]
+        kept = [images for images, _ in batches.epoch(0)]
+        addresses = {images.ctypes.data for images in kept}
+        assert len(addresses) == 11
+        copies = [images.copy() for images in kept]
+        del kept
+        again = [(images.ctypes.data in addresses, images.copy()) for images, _ in batches.epoch(0)]
+    assert sum(used for used, _ in again) > 5
+    for view, copy, (_, repeated) in zip(views, copies, again):
+        np.testing.assert_array_equal(view, copy[0, :, 3:20].transpose(1, 2, 0))
+        np.testing.assert_array_equal(copy, repeated)
+
+
 def process_ids(batches):
     return [worker._process.pid for worker in batches._workers._workers]
 

@@ -73,6 +73,7 @@ class Loader:
 
     steps_per_epoch = STEPS
     skipped = 0
+    bad_files: dict[int, str] = {}
 
     def __init__(
         self, signal_at: int | None = None, number: signal.Signals = signal.SIGTERM, nan: bool = False

@@ -40,6 +40,7 @@ class Loader:
 
     steps_per_epoch = STEPS
     skipped = 0
+    bad_files: dict[int, str] = {}
 
     def __init__(self, broken: frozenset[tuple[int, int]] = frozenset()) -> None:
         self.broken = broken
@@ -120,6 +121,37 @@ def test_one_line_per_interval(caplog):
     assert all(word in lines[2] for word in ("lr ", "img/s", "data wait", "eta 0:0"))
     assert sum("done: train loss" in line for line in lines) == 2
     assert sum("first step" in line for line in lines) == 1
+
+
+def test_an_interval_that_only_compiles_has_no_rate(caplog):
+    records = []
+    with caplog.at_level(logging.INFO, logger="mindcv_reparam"):
+        build(epochs=1, log_interval=1, on_interval=[records.append]).run()
+    lines = [record.getMessage() for record in caplog.records if " loss " in record.getMessage()]
+    assert ["img/s" in line for line in lines[:STEPS]] == [False, True, True, True, True]
+    assert lines[0].startswith("epoch 1/1 step 1/5 loss ")
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+    assert [sorted(record) for record in records] == [["loss", "lr", "step"]] + [
+        ["data_wait", "img_per_s", "loss", "lr", "step"]
+    ] * 4
+    assert all(record["img_per_s"] > 0 for record in records[1:])
+
+
+def test_a_bad_image_is_named_by_one_rank_only(caplog):
+    class First(Twin):
+        """Makes this rank 1 of two, the other of which has met the images 5 and 8."""
+
+        others = [5, 8]
+
+        def sum(self, values):
+            return values + np.array([np.add(self.others, 1), [0, 0]])
+
+    trainer = build(epochs=1, ranks=First())
+    trainer.loader.bad_files = {3: "3.png is cut", 5: "5.png is cut", 8: "8.png is cut"}
+    with caplog.at_level(logging.WARNING, logger="mindcv_reparam"):
+        trainer._name_bad_files([3, 5], 2)
+        trainer._name_bad_files([8], 2)
+    assert [record.getMessage() for record in caplog.records] == ["3.png is cut; replaced"]
 
 
 def test_other_ranks_are_silent(caplog):

@@ -25,6 +25,7 @@ class OneBatch:
 
     steps_per_epoch = 1
     skipped = 0
+    bad_files: dict[int, str] = {}
 
     def __init__(self, golden: Golden) -> None:
         self.num_classes = golden.spec["num_classes"]

@@ -47,7 +47,13 @@ class Loader:
     """
 
     def __init__(
-        self, batches: Batches, num_classes: int, workers: int, last_epoch: int, allow_unreadable: bool
+        self,
+        batches: Batches,
+        num_classes: int,
+        workers: int,
+        last_epoch: int,
+        allow_unreadable: bool,
+        announce: bool = True,
     ) -> None:
         self.steps_per_epoch = batches.sampler.steps_per_epoch
         self.num_classes = num_classes
@@ -57,6 +63,7 @@ class Loader:
         self._worker_count = workers
         self._last_epoch = last_epoch
         self._allow_unreadable = allow_unreadable
+        self._announce = announce
         self._workers: ThreadWorkers | ProcessWorkers | None = None
         self._ahead: deque[tuple[tuple[int, int], Future[tuple[np.ndarray, Batch]]]] = deque()
 
@@ -123,7 +130,8 @@ class Loader:
         self.skipped += 1
         if index not in self.bad_files:
             self.bad_files[index] = message
-            _log.warning("%s; skipped", message)
+            if self._announce:
+                _log.warning("%s; skipped", message)
 
 
 def create_loader(source: ImageSource, config: Config, train: bool, rank: int = 0, size: int = 1) -> Loader:
@@ -170,7 +178,9 @@ def create_loader(source: ImageSource, config: Config, train: bool, rank: int = 
         )
     workers = 1 if source.in_memory else min(config.num_parallel_workers, _usable_cores())
     # Validation ends with its epoch; training goes on to the next one.
-    return Loader(batches, num_classes, workers, config.epoch_size - 1 if train else 0, allow_unreadable)
+    last_epoch = config.epoch_size - 1 if train else 0
+    # Ranks meet the same training images in different epochs: the trainer names a bad one once for all of them.
+    return Loader(batches, num_classes, workers, last_epoch, allow_unreadable, announce=size == 1 or not train)
 
 
 def _report(problems: tuple[str, ...], allowed: bool, rank: int) -> None:

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -33,7 +33,8 @@ class TrainLoader(Protocol):
     """Yields images (B, C, H, W) float32 and labels, (B, classes) float32 or (B,) int32; the same B on every rank."""
 
     steps_per_epoch: int
-    skipped: int  # images that could not be read so far on this rank, and were replaced
+    skipped: int  # how often an image could not be read so far on this rank, and was replaced
+    bad_files: Mapping[int, str]  # message by index of every such image; on one rank the loader itself has logged it
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
 
@@ -46,7 +47,8 @@ class _Interval:
 
     losses: list[Tensor] = field(default_factory=list)
     finite: list[Tensor] = field(default_factory=list)
-    images: int = 0
+    images: int = 0  # without those of the step that compiles, as the seconds below
+    timed: int = 0  # steps
     waited: float = 0.0
     start: float = field(default_factory=time.perf_counter)
 
@@ -66,6 +68,7 @@ class Trainer:
         validate: returns metrics to add to the epoch's record; called on every rank.
         val_interval: epochs between validations; the last epoch is always validated.
         on_epoch_start: called in order with the epoch, from 0, on every rank.
+        on_interval: called in order with what a log line tells, on rank 0.
         on_epoch_end: called in order with the epoch's record, on rank 0.
         teacher: images → logits, a graph that cannot be part of the step; its answers go with the labels.
         state: saved at the end of epochs and when a signal interrupts the run.
@@ -83,6 +86,7 @@ class Trainer:
         validate: Callable[[], dict[str, float]] | None = None,
         val_interval: int = 1,
         on_epoch_start: Sequence[Callable[[int], None]] = (),
+        on_interval: Sequence[Callable[[dict[str, float]], None]] = (),
         on_epoch_end: Sequence[Callable[[dict[str, float]], None]] = (),
         teacher: Callable[[Tensor], Tensor] | None = None,
         state: TrainingState | None = None,
@@ -96,6 +100,7 @@ class Trainer:
         self.validate = validate
         self.val_interval = val_interval
         self.on_epoch_start = on_epoch_start
+        self.on_interval = on_interval
         self.on_epoch_end = on_epoch_end
         self.teacher = teacher
         self.state = state
@@ -104,6 +109,7 @@ class Trainer:
         self.epochs = len(rates) // self.steps_per_epoch
         self._skipped_in_a_row = 0
         self._compiled = False
+        self._named: set[int] = set()
 
     def run(self, start: Progress | None = None) -> dict[str, float]:
         """Train from where an interrupted run was, or from the beginning, to the end; returns the last epoch's record.
@@ -163,7 +169,7 @@ class Trainer:
                     means, measured, seconds = self._measure(interval, epoch, step)
                     interruption.measured(seconds / len(means))
                     if self.ranks.is_main:
-                        log.info("%s", self._line(epoch, step, means, measured))
+                        self._report(index, means, measured, interval.timed)
                     done = Progress(
                         epoch,
                         step + 1,
@@ -181,11 +187,11 @@ class Trainer:
             "step": last,
             "train_loss": _mean(np.array(done.losses)),
             "lr": float(self.rates[last - 1]),
-            "img_per_s": images * self.ranks.size / seconds,
-            "data_wait": waited / seconds,
             "skipped_updates": int(self.step.skipped.asnumpy()),
             "unreadable_images": int(self.ranks.sum([self.loader.skipped - unreadable])[0]),
         }
+        if images:  # else the epoch was the step that compiles
+            record |= {"img_per_s": images * self.ranks.size / seconds, "data_wait": waited / seconds}
         return record, done
 
     def _stop(self, number: signal.Signals, done: Progress) -> NoReturn:
@@ -204,26 +210,40 @@ class Trainer:
         interval.losses.append(loss)
         interval.finite.append(finite)
         interval.images += len(images)
+        interval.timed += 1
         if not self._compiled:  # outside the clock of img/s and eta
             loss.asnumpy()
             if self.ranks.is_main:
                 log.info("first step, compilation included: %.1f s", time.perf_counter() - interval.start)
             self._compiled = True
-            interval.images, interval.waited, interval.start = 0, 0.0, time.perf_counter()
+            interval.images, interval.timed, interval.waited, interval.start = 0, 0, 0.0, time.perf_counter()
 
     def _measure(self, interval: _Interval, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, float]:
         """Loss of every step of the interval, mean over ranks; this rank's images, seconds and seconds waited; seconds,
         mean over ranks. Raises if training has failed."""
         losses = [float(loss.asnumpy()) for loss in interval.losses]
         measured = np.array([interval.images, time.perf_counter() - interval.start, interval.waited])
-        by_rank = np.zeros((self.ranks.size, len(losses) + 1))
-        by_rank[self.ranks.rank] = [*losses, measured[1]]
+        bad = sorted(self.loader.bad_files.keys() - self._named) if self.ranks.size > 1 else []
+        by_rank = np.zeros((self.ranks.size, len(losses) + 2))
+        by_rank[self.ranks.rank] = [*losses, measured[1], len(bad)]
         by_rank = self.ranks.sum(by_rank)
-        *means, seconds = by_rank.sum(0) / self.ranks.size
+        if most := int(by_rank[:, -1].max()):
+            self._name_bad_files(bad, most)
+        *means, seconds = by_rank[:, :-1].sum(0) / self.ranks.size
         first = step + 1 - len(means)
         for offset, finite in enumerate(interval.finite):
             self._check(by_rank[:, offset], bool(finite.asnumpy()), epoch, first + offset)
         return np.array(means), measured, float(seconds)
+
+    def _name_bad_files(self, bad: Sequence[int], most: int) -> None:
+        """Log once per job what no rank has named: `bad` of this rank, at most `most` per rank. Collective."""
+        by_rank = np.zeros((self.ranks.size, most))
+        by_rank[self.ranks.rank, : len(bad)] = np.add(bad, 1)  # 0 pads
+        for rank, row in enumerate(self.ranks.sum(by_rank)):
+            for index in {int(number) - 1 for number in row if number} - self._named:
+                self._named.add(index)
+                if rank == self.ranks.rank:
+                    log.warning("%s; replaced", self.loader.bad_files[index])
 
     def _check(self, losses: np.ndarray, finite: bool, epoch: int, step: int) -> None:
         """Raise if the losses of a step, one per rank, or its gradients are no ground to go on."""
@@ -259,15 +279,22 @@ class Trainer:
     def _last_good(self) -> str:
         return self.state.last_good() if self.state else "no state is saved"
 
-    def _line(self, epoch: int, step: int, means: np.ndarray, measured: np.ndarray) -> str:
-        images, seconds, waited = measured
-        index = epoch * self.steps_per_epoch + step
-        left = (len(self.rates) - index - 1) * seconds / len(means)
-        return (
-            f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{self.steps_per_epoch} loss {_mean(means):.4f} "
-            f"lr {self.rates[index]:.3e} {images * self.ranks.size / seconds:.1f} img/s "
-            f"data wait {100 * waited / seconds:.0f} % eta {datetime.timedelta(seconds=round(left))}"
+    def _report(self, index: int, means: np.ndarray, measured: np.ndarray, timed: int) -> None:
+        """Log an interval that ends with step `index` and hand its record on; without rates if it only compiled."""
+        record = {"step": index + 1, "loss": _mean(means), "lr": float(self.rates[index])}
+        epoch, step = divmod(index, self.steps_per_epoch)
+        line = (
+            f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{self.steps_per_epoch} loss {record['loss']:.4f} "
+            f"lr {record['lr']:.3e}"
         )
+        if timed:
+            images, seconds, waited = measured
+            record |= {"img_per_s": images * self.ranks.size / seconds, "data_wait": waited / seconds}
+            left = datetime.timedelta(seconds=round((len(self.rates) - index - 1) * seconds / timed))
+            line += f" {record['img_per_s']:.1f} img/s data wait {100 * record['data_wait']:.0f} % eta {left}"
+        log.info("%s", line)
+        for hook in self.on_interval:
+            hook(record)
 
 
 def _mean(losses: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from mindcv_reparam.data import Loader, create_dataset, create_loader, parse_aut
 from mindcv_reparam.errors import UserError, run_script
 from mindcv_reparam.files import clear_unfinished, set_aside
 from mindcv_reparam.registry import create_model, model_info
+from mindcv_reparam.training.tensorboard import TensorBoard, require_tensorboard
 
 
 def main() -> None:
@@ -23,6 +24,8 @@ def main() -> None:
     if config.auto_augment:
         parse_auto_augment(config.auto_augment)
     check_teachers(config)
+    if config.tensorboard:
+        require_tensorboard()
     runtime.show_log()
     device = runtime.prepare(config.device_target, config.mode, config.seed)
     ranks = distributed.start(config.distribute, device)
@@ -35,6 +38,7 @@ def main() -> None:
             val_source = create_dataset(config, train=False, classes=source.classes)
             val_loader = create_loader(val_source, config, train=False, rank=ranks.rank, size=ranks.size)
             loaders.enter_context(val_loader)
+        config = config.with_defaults(num_classes=train_loader.num_classes)
         train(config, device, ranks, source.classes, train_loader, val_loader)
     ranks.close()
 
@@ -163,7 +167,7 @@ def train(
         train_loader.steps_per_epoch,
     )
     start = state.restore(resumed) if resumed else Progress()
-    hooks = []
+    interval_hooks, epoch_hooks = [], []
     ranks.barrier()  # until every rank has read what may lie in the folder that is set aside
     if ranks.is_main:
         open_folder(folder, resumed)
@@ -179,11 +183,15 @@ def train(
             weights=weights,
         )
         keeper.recall(read_metrics(metrics.path))
-        hooks = [
+        epoch_hooks = [
             metrics.append,
             keeper.epoch_end,
             lambda record: plot_curves({"": read_metrics(metrics.path)}, folder / "curves.png"),
         ]
+        if config.tensorboard:
+            board = TensorBoard(folder / "tensorboard", start.epoch * train_loader.steps_per_epoch + start.step)
+            interval_hooks.append(board.interval_end)
+            epoch_hooks.append(board.epoch_end)
     trainer = Trainer(
         step,
         train_loader,
@@ -193,7 +201,8 @@ def train(
         validate=validate if val_loader else None,
         val_interval=config.val_interval,
         on_epoch_start=[imitation.start_epoch] if imitation else [],
-        on_epoch_end=hooks,
+        on_interval=interval_hooks,
+        on_epoch_end=epoch_hooks,
         teacher=exported_teacher,
         state=state,
         save_interval=config.ckpt_save_interval,

@@ -40,6 +40,7 @@ MODEL = "visformer_tiny_v2"
 EPOCHS, STEPS, BATCH = 3, 6, 4
 ACCUMULATED = 2  # batches per update
 TIMINGS = {"img_per_s", "data_wait"}  # columns that no two runs share
+DAMAGED = "class1/001.png"
 FULL = 50_000  # bytes that a file may have once the disk is full
 LAUNCHER = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -229,8 +230,8 @@ def reference(folder: Path, ranks: int, damaged: bool) -> Job:
         errors = process.communicate(timeout=600)[1]
         if process.returncode:
             raise RuntimeError(f"the uninterrupted run failed:\n{errors}")
-        if damaged and "unreadable images replaced" not in errors:
-            raise RuntimeError(f"the log does not tell of the unreadable image:\n{errors}")
+        if damaged and ("unreadable images replaced" not in errors or errors.count(DAMAGED) != 1):
+            raise RuntimeError(f"the log does not name the unreadable image once:\n{errors}")
     return job
 
 
@@ -240,7 +241,7 @@ def run_until(job: Job, fault: Fault, target: int) -> tuple[int, str]:
     lines, steps = [], 0
     for line in process.stderr:
         lines.append(line)
-        steps += " loss " in line and " eta " in line
+        steps += " loss " in line and " lr " in line
         if steps == target:
             steps += 1  # once
             time.sleep(random.uniform(0.0, 0.2))
@@ -286,7 +287,7 @@ def make_images(folder: Path, damaged: bool) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
         if damaged:
-            path = folder / str(ranks) / "train" / "class1" / "001.png"
+            path = folder / str(ranks) / "train" / DAMAGED
             content = path.read_bytes()
             with written_whole(path) as temporary:
                 temporary.write_bytes(content[: len(content) // 2])

@@ -143,6 +143,7 @@ class Config:
     )
 
     epoch_size: int = _training("T", 90, "epochs", at_least=1)
+    tensorboard: bool = _training("T", False, "write losses, rates and accuracies for TensorBoard, too")
     val_while_train: bool = _training("T", False, "validate during the training")
     val_interval: int = _training("T", 1, "epochs between validations", at_least=1)
     dataset_sink_mode: bool = _training("T", True, "accepted for MindCV's sake: batches are fed step by step")

@@ -8,19 +8,18 @@ from pathlib import Path
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import written_whole
 
+VALIDATED = ("val_loss", "top1", "top5")
 COLUMNS = (
     "epoch",
     "step",
     "train_loss",
     "lr",
-    "val_loss",
-    "top1",
-    "top5",
+    *VALIDATED,
     "img_per_s",
     "data_wait",
     "skipped_updates",
 )
-EMA_COLUMNS = ("ema_val_loss", "ema_top1", "ema_top5")
+EMA_COLUMNS = tuple(f"ema_{name}" for name in VALIDATED)
 
 
 class MetricsFile:

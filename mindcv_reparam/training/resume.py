@@ -28,7 +28,7 @@ from .evaluate import Ranks
 # What may differ between the parts of a run: it changes neither the weights nor what the metrics file says.
 FREE = frozenset(
     {
-        *("resume", "allow_config_change", "ckpt_path", "distribute", "log_interval"),
+        *("resume", "allow_config_change", "ckpt_path", "distribute", "log_interval", "tensorboard"),
         *("data_dir", "num_parallel_workers", "dataset_sink_mode"),
         *("ckpt_save_dir", "ckpt_save_interval", "ckpt_save_policy", "keep_checkpoint_max"),
     }

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from benchmarks import fault_injection
 from mindcv_reparam.config import Config
 from mindcv_reparam.errors import Interrupted, UserError, run_script
 from mindcv_reparam.layers import batch_norm, conv2d, dense, drop_path, dropout
@@ -369,3 +370,17 @@ def test_two_ranks_killed_and_resumed():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"1 of 1 interrupted runs ended as the uninterrupted", result.stdout)
+
+
+@pytest.mark.slow
+def test_a_nan_on_two_ranks_is_one_line_and_status_2(tmp_path):
+    """NaN images, which ReLU hides from the loss."""
+    fault_injection.make_images(tmp_path / "images", damaged=False)
+    job = fault_injection.Job(tmp_path / "run", tmp_path / "images" / "2", ranks=2)
+    process = job.start(FAULT_NAN="images 3")
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert errors.count("error: ") == 1
+    assert fault_injection.names_batch(errors, spoiled=3)
+    assert "rank 1: " not in errors
+    assert "Traceback" not in errors

@@ -9,7 +9,7 @@ from pathlib import Path
 from mindcv_reparam import runtime
 from mindcv_reparam.config import parse
 from mindcv_reparam.data import create_dataset
-from mindcv_reparam.errors import run_script
+from mindcv_reparam.errors import UserError, run_script
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
 
     from mindcv_reparam.checkpoint import model_from_checkpoint
     from mindcv_reparam.deploy.accuracy import Comparison
-    from mindcv_reparam.deploy.bundle import Fused, write_bundle
+    from mindcv_reparam.deploy.bundle import Candidate, write_bundle
     from mindcv_reparam.deploy.graph import Interface
     from mindcv_reparam.deploy.manifest import read_labels
     from mindcv_reparam.reparam import reparameterize
@@ -33,18 +33,20 @@ def main() -> None:
         output_kind=config.export_head,
         top_k=config.top_k,
         weights=config.export_weights,
-        batch_sizes=None if config.export_batch_size == "dynamic" else config.export_batch_size,
+        batch_sizes=None if config.export_batch_size == "dynamic" else tuple(sorted(set(config.export_batch_size))),
         dynamic_image_size=config.dynamic_image_size,
     )
     comparison = None
     if config.verify_data:
+        if config.dataset != "digits" and not Path(config.verify_data).is_dir():
+            raise UserError(f"verify_data {config.verify_data} is no folder: give one with a folder per class")
         config = dataclasses.replace(config, data_dir=config.verify_data)
         source = create_dataset(config, train=False, classes=info.classes)
         comparison = Comparison(network, source, config.num_samples)
     folder = Path(config.output or f"{info.model}_{state}")
     report = write_bundle(
         folder,
-        Fused(fused, info, state, config.ckpt_path),
+        Candidate(fused, info, state, config.ckpt_path),
         interface,
         config.file_format,
         labels=read_labels(config.labels) if config.labels else None,

@@ -24,7 +24,7 @@ from mindcv_reparam.data import create_loader
 from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.data.image_folder import ImageFolder
 from mindcv_reparam.deploy import contact_sheet, fused, images
-from mindcv_reparam.deploy.bundle import Fused
+from mindcv_reparam.deploy.bundle import Candidate
 from mindcv_reparam.deploy.bundle import write_bundle as export
 from mindcv_reparam.deploy.graph import Interface
 from mindcv_reparam.deploy.image_files import find_images
@@ -473,7 +473,7 @@ def digits(tmp_path_factory):
     info = CheckpointInfo(name, hparams, list(source.classes), preprocessing)
     save_checkpoint(folder / "net.ckpt", net, info)
 
-    network = Fused(reparameterize(net), info, "full", str(folder / "net.ckpt"))
+    network = Candidate(reparameterize(net), info, "full", str(folder / "net.ckpt"))
     export(folder / "bundle", network, Interface(batch_sizes=(4, 16)), ("MINDIR", "ONNX"))
     return folder
 

@@ -27,7 +27,7 @@ from test_infer import COLOURS, SIZE, write_bundle
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.__main__ import main
 from mindcv_reparam.checkpoint import CheckpointInfo
-from mindcv_reparam.deploy.bundle import Fused
+from mindcv_reparam.deploy.bundle import Candidate
 from mindcv_reparam.deploy.bundle import write_bundle as export
 from mindcv_reparam.deploy.graph import Interface
 from mindcv_reparam.deploy.images import decode, preprocessor
@@ -117,7 +117,10 @@ def bundles(tmp_path_factory):
     preprocessing = dict(model_info("fastvit_t8").preprocessing, image_resize=32)
     info = CheckpointInfo("fastvit_t8", hparams, [f"digit {n}" for n in range(10)], preprocessing)
     export(
-        folder / "fastvit", Fused(net, info, "full", str(checkpoint)), Interface(batch_sizes=None), ("MINDIR", "ONNX")
+        folder / "fastvit",
+        Candidate(net, info, "full", str(checkpoint)),
+        Interface(batch_sizes=None),
+        ("MINDIR", "ONNX"),
     )
     write_bundle(folder / "colours")
     write_bundle(folder / "pixels", input_kind="rgb", output_kind="softmax", batch_sizes=(1, 4))

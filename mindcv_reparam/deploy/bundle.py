@@ -24,7 +24,7 @@ from .air import check_air, write_air
 from .checksums import file_digest, write_checksums
 from .compare import TOLERANCE, difference, largest_difference
 from .graph import Deployment, Interface, prepare, reference
-from .manifest import MANIFEST, Manifest, write_manifest
+from .manifest import LABELS, MANIFEST, Manifest, write_manifest
 from .mindir import write_mindir
 from .onnx import export_onnx
 from .report import Measurement, Report, Source, report_text
@@ -37,7 +37,7 @@ _RUNS = 10  # timed, after one that is not
 
 
 @dataclass(frozen=True)
-class Fused:
+class Candidate:
     """A network to export and what it is."""
 
     network: nn.Cell
@@ -48,7 +48,7 @@ class Fused:
 
 def write_bundle(
     folder: str | os.PathLike[str],
-    fused: Fused,
+    candidate: Candidate,
     interface: Interface,
     formats: Sequence[str],
     *,
@@ -69,26 +69,30 @@ def write_bundle(
         UserError: the network cannot be exported that way, a file differs from the network by more than TOLERANCE, or
             the folder cannot be written.
     """
-    info = fused.info
+    info, labels = candidate.info, _labels(candidate.info, labels)
+    if info.hparams["in_channels"] != 3:
+        raise UserError(f"images have 3 channels and this {info.model} takes {info.hparams['in_channels']}")
+    if comparison is not None and interface.output_kind == "features":
+        raise UserError("verify_data compares classes, and head features gives none")
     preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in info.preprocessing.items()}
     preprocessing["image_resize"] = height_and_width(info.hparams["img_size"])
-    deployment = prepare(fused.network, fused.state, interface, preprocessing)
-    if "AIR" in formats:
-        check_air(device_target, deployment.input)
-    manifest = Manifest(
-        model=info.model,
-        state=fused.state,
-        input=deployment.input,
-        input_kind=interface.input_kind,
-        outputs=deployment.outputs,
-        output_kind=interface.output_kind,
-        batch_sizes=interface.batch_sizes,
-        weights=interface.weights,
-        files={name: FILES[name] for name in formats},
-        labels=_labels(info, labels),
-        preprocessing=preprocessing,
-    )
     with written_folder(folder, marker=MANIFEST) as temporary:
+        deployment = prepare(candidate.network, candidate.state, interface, preprocessing)
+        if "AIR" in formats:
+            check_air(device_target, deployment.input)
+        manifest = Manifest(
+            model=info.model,
+            state=candidate.state,
+            input=deployment.input,
+            input_kind=interface.input_kind,
+            outputs=deployment.outputs,
+            output_kind=interface.output_kind,
+            batch_sizes=interface.batch_sizes,
+            weights=interface.weights,
+            files={name: FILES[name] for name in formats},
+            labels=labels,
+            preprocessing=preprocessing,
+        )
         programs = _write_models(temporary, deployment, formats, opset)
         measured = {name: _measure(name, temporary, program, deployment) for name, program in programs.items()}
         if comparison is not None:
@@ -101,7 +105,7 @@ def write_bundle(
         (temporary / ascend.FOLDER).mkdir()
         for name, text in ascend.ascend_files(manifest).items():
             (temporary / ascend.FOLDER / name).write_text(text, encoding="utf-8")
-        report = Report(manifest, _source(fused), measured, _rounding(fused, deployment, preprocessing))
+        report = Report(manifest, _source(candidate), measured, _rounding(candidate, deployment, preprocessing))
         (temporary / REPORT).write_text(report_text(report), encoding="utf-8")
         write_checksums(temporary)
     return report
@@ -147,29 +151,29 @@ def _seconds(program: Program, images: np.ndarray) -> float:
     return statistics.median(times)
 
 
-def _rounding(fused: Fused, deployment: Deployment, preprocessing: dict[str, Any]) -> float | None:
+def _rounding(candidate: Candidate, deployment: Deployment, preprocessing: dict[str, Any]) -> float | None:
     """How far float16 weights move the logits; None where the weights are float32."""
     interface = deployment.interface
     if interface.weights == "fp32" or interface.output_kind == "features":
         return None
-    exact = reference(fused.network, interface, preprocessing["mean"], preprocessing["std"])
+    exact = reference(candidate.network, interface, preprocessing["mean"], preprocessing["std"])
     images = deployment.trials()[0]
     kind = "logits"  # the reference gives a single array of numbers for every kind but features
     return difference(kind, exact(images), deployment.expected(images))
 
 
-def _source(fused: Fused) -> Source:
+def _source(candidate: Candidate) -> Source:
     """What the report says of the network, train-time and as exported."""
-    info = fused.info
+    info = candidate.info
     height, width = height_and_width(info.hparams["img_size"])
     shape = (1, info.hparams["in_channels"], height, width)
     train = create_model(info.model, **info.hparams).set_train(False)
-    costs = [complexity.cost(net, shape) for net in (train, fused.network)]
+    costs = [complexity.cost(net, shape) for net in (train, candidate.network)]
     return Source(
-        checkpoint=os.path.basename(fused.checkpoint),
-        digest=file_digest(fused.checkpoint),
+        checkpoint=os.path.basename(candidate.checkpoint),
+        digest=file_digest(candidate.checkpoint),
         info=info,
-        parameters=tuple(complexity.count_parameters(net) for net in (train, fused.network)),
+        parameters=tuple(complexity.count_parameters(net) for net in (train, candidate.network)),
         macs=tuple(cost.macs for cost in costs),
         operators=tuple(cost.operators for cost in costs),
     )
@@ -177,7 +181,10 @@ def _source(fused: Fused) -> Source:
 
 def _labels(info: CheckpointInfo, labels: Sequence[str] | None) -> tuple[str, ...]:
     count = info.hparams["num_classes"]
-    names = labels or info.classes or [str(index) for index in range(count)]
+    names = labels if labels is not None else info.classes or [str(index) for index in range(count)]
     if len(names) != count:
         raise UserError(f"{len(names)} labels for a model of {count} classes: give one name per class, in their order")
+    broken = next((name for name in names if "\n" in name or "\r" in name), None)
+    if broken is not None:
+        raise UserError(f"the class name {broken!r} has a line break, which {LABELS} cannot hold: give --labels FILE")
     return tuple(names)

@@ -19,7 +19,7 @@ from .probabilities import softmax
 from .runners import Program, cell_program
 from .stem import on_pixels
 
-INPUT_NAME = "images"
+INPUT_NAME = "images"  # in the files it is the name of the argument of Graph.construct
 _PIXEL_PARAMETERS = ("pos_embed", "complex_weight")  # they have one entry per pixel of a map
 
 
@@ -31,7 +31,7 @@ class Interface:
     output_kind: OutputKind = "logits"
     top_k: int = 5
     weights: Literal["fp32", "fp16"] = "fp32"
-    batch_sizes: tuple[int, ...] | None = (1,)  # for several, as for None, the graph takes any
+    batch_sizes: tuple[int, ...] | None = (1,)  # rising; for several, as for None, the graph takes any
     dynamic_image_size: bool = False
 
     @property
@@ -84,7 +84,10 @@ def prepare(net: nn.Cell, state: str, interface: Interface, preprocessing: Mappi
     if interface.weights == "fp16":
         network = with_half_weights(network)
     expected = reference(network.set_train(False), interface, mean, std)
-    outputs = _outputs(expected(random_images(interface.input_kind, interface.batch or 1, size)), interface)
+    example = expected(random_images(interface.input_kind, interface.batch or 1, size))
+    if not all(np.isfinite(output).all() for output in example):
+        raise UserError("the network's own outputs are not finite: its training diverged, export another checkpoint")
+    outputs = _outputs(example, interface)
 
     before, inner = nn.Identity(), network
     if interface.input_kind != "normalized":

@@ -103,7 +103,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         values["batch_sizes"] = values["batch_sizes"] and tuple(values["batch_sizes"])
         preprocessing = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
         preprocessing = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
-        labels = tuple((folder / LABELS).read_text(encoding="utf-8").splitlines())
+        labels = tuple(_lines((folder / LABELS).read_text(encoding="utf-8")))
         return Manifest(**values, labels=labels, preprocessing=preprocessing)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.filename}: {error.strerror}") from None
@@ -112,17 +112,22 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def read_labels(path: str | os.PathLike[str]) -> list[str]:
-    """Class names from a text file, one a line.
+    """Class names from a text file, one a line; a byte order mark in front is left out.
 
     Raises:
         UserError: there is no such text file.
     """
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return _lines(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read the labels {path}: {getattr(error, 'strerror', None) or 'no UTF-8 text'}"
         ) from None
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as files have them; to ``splitlines`` some characters that a name may hold end one, too."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _spec(values: Mapping[str, Any]) -> TensorSpec:

@@ -1,5 +1,6 @@
 """Bundles: written whole, checked anywhere."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from mindcv_reparam.checkpoint import CheckpointInfo, model_from_checkpoint, sav
 from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.deploy import bundle
 from mindcv_reparam.deploy.accuracy import Comparison
-from mindcv_reparam.deploy.bundle import Fused, write_bundle
+from mindcv_reparam.deploy.bundle import Candidate, write_bundle
 from mindcv_reparam.deploy.checksums import write_checksums
 from mindcv_reparam.deploy.graph import Interface
 from mindcv_reparam.deploy.manifest import read_labels, read_manifest
@@ -36,7 +37,7 @@ def source(tmp_path_factory):
     classes = [f"digit {index}" for index in range(10)]
     save_checkpoint(path, net, CheckpointInfo("fastvit_t8", hparams, classes, preprocessing, epoch=3))
     net, info = model_from_checkpoint(path)
-    return Fused(reparameterize(net), info, "full", str(path)), net
+    return Candidate(reparameterize(net), info, "full", str(path)), net
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,22 @@ def test_a_changed_byte_is_noticed(copy, file):
 def test_a_missing_file_is_noticed(copy):
     (copy / "model.mindir").unlink()
     with pytest.raises(UserError, match=r"model\.mindir is missing"):
+        check(copy)
+
+
+@pytest.mark.parametrize("lines", [0, 4])
+def test_a_list_cut_short_is_noticed(copy, lines):
+    sums = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (copy / "SHA256SUMS").write_text("".join(sums[:lines]))
+    with pytest.raises(UserError, match=r"SHA256SUMS is not whole: it does not list"):
+        check(copy)
+
+
+@pytest.mark.parametrize("file", ["image.png", "input.npy", "expected.npz"])
+def test_a_sample_that_cannot_be_read_is_one_line(copy, file):
+    (copy / "sample" / file).write_bytes((copy / "sample" / file).read_bytes()[:100])
+    write_checksums(copy)
+    with pytest.raises(UserError, match="the sample cannot be read"):
         check(copy)
 
 
@@ -197,7 +214,26 @@ def test_air_off_ascend_is_one_line(source, tmp_path):
 def test_labels_come_one_a_line(source, tmp_path):
     (tmp_path / "names.txt").write_text("a\nb\n", encoding="utf-8")
     assert read_labels(tmp_path / "names.txt") == ["a", "b"]
+    (tmp_path / "names.txt").write_bytes("\ufeffa\r\nb\u2028b\r\n".encode())
+    assert read_labels(tmp_path / "names.txt") == ["a", "b\u2028b"]
     with pytest.raises(UserError, match="2 labels for a model of 10 classes"):
         write_bundle(tmp_path / "b", source[0], Interface(), ("ONNX",), labels=["a", "b"])
     with pytest.raises(UserError, match="cannot read the labels"):
         read_labels(tmp_path / "missing.txt")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match="0 labels for a model of 10 classes"):
+        write_bundle(tmp_path / "b", source[0], Interface(), ("ONNX",), labels=read_labels(tmp_path / "empty.txt"))
+    with pytest.raises(UserError, match=r"'a\\nb' has a line break"):
+        write_bundle(tmp_path / "b", source[0], Interface(), ("ONNX",), labels=["a\nb", *"cdefghijk"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_no_bundle_can_hold_is_said_before_anything_is_written(source, tmp_path):
+    fused, train_time = source
+    gray = dataclasses.replace(fused.info, hparams=fused.info.hparams | {"in_channels": 1})
+    with pytest.raises(UserError, match="images have 3 channels and this fastvit_t8 takes 1"):
+        write_bundle(tmp_path / "b", dataclasses.replace(fused, info=gray), Interface(), ("ONNX",))
+    comparison = Comparison(train_time, Digits(train=False))
+    with pytest.raises(UserError, match="verify_data compares classes, and head features gives none"):
+        write_bundle(tmp_path / "b", fused, Interface(output_kind="features"), ("ONNX",), comparison=comparison)
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from .runners import Program
 
 FOLDER = "sample"
 _IMAGE, _INPUT, _EXPECTED = "image.png", "input.npy", "expected.npz"
+FILES = tuple(f"{FOLDER}/{name}" for name in (_IMAGE, _INPUT, _EXPECTED))
 
 
 def write_sample(folder: Path, manifest: Manifest, expected: Program) -> None:

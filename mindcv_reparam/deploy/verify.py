@@ -3,15 +3,17 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from ..errors import UserError
 from .checksums import check_checksums
 from .compare import TOLERANCE, difference
-from .images import decode, preprocessor
-from .manifest import Manifest, TensorSpec, read_manifest
+from .images import NoImage, decode, preprocessor
+from .manifest import LABELS, MANIFEST, PREPROCESSING, Manifest, TensorSpec, read_manifest
 from .runners import Program, mindspore_program, onnxruntime_program
+from .sample import FILES as SAMPLE_FILES
 from .sample import read_sample
 
 _PROGRAMS = {"MINDIR": ("mindspore", mindspore_program), "ONNX": ("onnxruntime", onnxruntime_program)}
@@ -24,15 +26,16 @@ def verify_bundle(folder: Path) -> Iterator[str]:
         UserError: the first thing that does not hold.
     """
     manifest = read_manifest(folder)
-    yield f"checksums: {check_checksums(folder)} files unchanged"
-    yield _check_labels(manifest)
+    required = (MANIFEST, LABELS, PREPROCESSING, *manifest.files.values(), *SAMPLE_FILES)
+    yield f"checksums: {check_checksums(folder, required)} files unchanged"
+    yield _check_labels(folder, manifest)
     try:
         image, inputs, expected = read_sample(folder)
-    except (OSError, ValueError, KeyError) as error:
+        found = preprocessor(manifest)(decode(image))
+    except (OSError, ValueError, KeyError, BadZipFile, NoImage) as error:
         raise UserError(f"{folder}: the sample cannot be read: {error}") from error
     if not manifest.input.accepts(inputs.shape) or inputs.dtype != manifest.input.dtype:
         raise UserError(f"{folder}: the sample's input does not have the form that the manifest tells")
-    found = preprocessor(manifest)(decode(image))
     if not np.array_equal(found, inputs[0]):
         raise UserError(f"{folder}: preprocessing gives another input than it did: Pillow's version may differ")
     yield "preprocessing: the sample's image gives the sample's input, bit for bit"
@@ -49,10 +52,10 @@ def verify_bundle(folder: Path) -> Iterator[str]:
             yield f"{name}: the outputs of the sample differ by {largest:.1e} from those expected, at most {TOLERANCE}"
 
 
-def _check_labels(manifest: Manifest) -> str:
+def _check_labels(folder: Path, manifest: Manifest) -> str:
     classes = None if manifest.output_kind in ("topk", "features") else manifest.outputs[0].shape[1]
     if classes is not None and len(manifest.labels) != classes:
-        raise UserError(f"the bundle has {len(manifest.labels)} labels for {classes} classes")
+        raise UserError(f"{folder} has {len(manifest.labels)} labels for {classes} classes")
     return f"manifest: {manifest.model} ({manifest.state}), {len(manifest.labels)} classes"
 
 

@@ -27,6 +27,14 @@ ANY_SIZE = ("fastvit", "riformer", "poolformer", "regnet")
 FIXED_SIZE = ("visformer", "gfnet")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def eager():
+    """Only what is exported is compiled: the networks that it is compared with run operator by operator."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 def fused(family):
     """A fused network with logits of moderate size, so that probabilities tell differences."""
     net = reparameterize(small_network(family))
@@ -187,10 +195,34 @@ def test_a_planted_fault_is_seen(fastvit, tmp_path):
 def test_ties_among_the_top_classes_are_no_difference():
     probabilities = np.array([[0.1, 0.3, 0.3, 0.2, 0.1]], np.float32)
     values = np.array([[0.3, 0.3, 0.2]], np.float32)
+    spread = np.log(3)  # of the logits that give the probabilities
     for classes, expected in (([1, 2, 3], 0), ([2, 1, 3], 0), ([1, 0, 3], 2 / 3)):
         found = difference("topk", [probabilities], [values, np.array([classes], np.int32)])
-        assert found == pytest.approx(expected, abs=1e-6)
-    assert difference("topk", [probabilities], [values * 2, np.array([[1, 2, 3]])]) == pytest.approx(1)
+        assert found == pytest.approx(expected / spread, abs=1e-6)
+    assert difference("topk", [probabilities], [values * 2, np.array([[1, 2, 3]])]) == pytest.approx(1 / spread)
+
+
+@pytest.mark.parametrize("size", [0.1, 5, 60])
+def test_probabilities_are_held_to_what_their_logits_are(size):
+    """A relative difference of the logits is found in the probabilities, not multiplied by the size of the logits."""
+    rng = np.random.default_rng(0)
+    logits = size * rng.uniform(-1, 1, (4, 10))
+    moved = logits + 1e-4 * size * rng.uniform(-1, 1, logits.shape)
+    found = difference("softmax", [graph.softmax(logits)], [graph.softmax(moved)])
+    assert 1e-6 < found < 1e-4
+    assert difference("softmax", [graph.softmax(logits)], [graph.softmax(logits)]) == 0
+
+
+def test_a_network_without_finite_outputs_is_not_exported():
+    net = fused("fastvit")
+    net.head.bias.set_data(ms.Tensor(np.full(NUM_CLASSES, np.nan, np.float32)))
+    with pytest.raises(UserError, match="outputs are not finite"):
+        prepare(net, "full", Interface(), PREPROCESSING)
+
+
+def test_a_nan_in_any_trial_is_the_largest_difference():
+    trials = [np.ones((1, 2)), np.full((1, 2), np.nan), np.ones((1, 2))]
+    assert np.isnan(largest_difference(lambda images: (np.ones((1, 2)),), lambda images: (images,), trials))
 
 
 def test_a_difference_in_form_or_a_nan_is_one():

@@ -10,15 +10,20 @@ from .runners import Program
 
 # max|Δ| / max|output| in float32 up to which two programs of one network are taken for equal.
 TOLERANCE = 2e-5
+_SMALLEST = np.finfo(np.float32).tiny
 
 
 def difference(kind: OutputKind, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
     """max|Δ| / max|expected| over all outputs; NaN where one of them has NaN, infinite where the shapes differ.
 
+    Probabilities move by as much as their logits, not by as large a part of themselves: their difference is divided by
+    the spread of the logits, so that the tolerance is as strict for every kind of output.
+
     Args:
         kind: for "topk", ``expected`` is the probabilities of all classes, (N, classes), and ``actual`` the k largest
             and their classes: the classes may be any that have these probabilities, in case of ties.
     """
+    scale = 1.0 if kind in ("logits", "features") else max(1.0, _logit_spread(expected[0]))
     if kind == "topk":
         (probabilities,), (values, classes) = expected, actual
         largest = -np.sort(-probabilities, axis=1)[:, : values.shape[1]]
@@ -26,7 +31,14 @@ def difference(kind: OutputKind, expected: Sequence[np.ndarray], actual: Sequenc
         actual = values, values
     if [output.shape for output in expected] != [output.shape for output in actual]:
         return float("inf")
-    return float(np.max([np.abs(a - e).max() / np.abs(e).max() for e, a in zip(expected, actual)]))  # NaN stays NaN
+    found = [np.abs(a - e).max() / np.abs(e).max() for e, a in zip(expected, actual)]
+    return float(np.max(found)) / scale  # NaN stays NaN
+
+
+def _logit_spread(probabilities: np.ndarray) -> float:
+    """The largest difference of two logits of an image that gives the probabilities (N, classes)."""
+    logs = np.log(np.maximum(probabilities, _SMALLEST))
+    return float(np.ptp(logs, axis=1).max())
 
 
 def largest_difference(

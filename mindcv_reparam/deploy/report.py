@@ -90,12 +90,8 @@ def report_text(report: Report) -> str:
     ]
     text = [f"# {manifest.model}", "", "| | |", "|---|---|"]
     text += [f"| {name} | {value} |" for name, value in rows if value]
-    text += [
-        "",
-        "Before → after the arrow: the network as it trains and as it is exported. Operators are those of the",
-        "",
-    ]
-    text[-1:] = ["MindIR graph:", "", "| operator | train | exported |", "|---|---|---|"]
+    text += ["", "Before → after the arrow: the network as it trains and as it is exported. Operators are those of the"]
+    text += ["MindIR graph:", "", "| operator | train | exported |", "|---|---|---|"]
     text += [f"| {name} | {before[name]} | {after[name]} |" for name in sorted(before | after)]
     text += ["", "## Files", "", "| format | MB | max\\|Δ\\| / max\\|output\\| | latency here |", "|---|---|---|---|"]
     for name, path in manifest.files.items():
@@ -106,6 +102,8 @@ def report_text(report: Report) -> str:
         else:
             text.append(f"| {name} `{path}` | | not run: nothing but Ascend runs it | |")
     text += ["", f"The difference is from the checkpoint's network in MindSpore; above {TOLERANCE} nothing is written."]
+    if manifest.output_kind in ("softmax", "topk"):
+        text += ["That of probabilities is divided by the spread of their logits, if it is above 1."]
     text += ["Latencies are medians on the CPU that wrote this file; not run on Ascend here."]
     agreements = {name: one.agreement for name, one in report.measured.items() if one.agreement}
     if agreements:

@@ -80,18 +80,20 @@ def _row(net: "nn.Cell", name: str, peer: Counter[str] | None) -> list[str]:
     import onnx
 
     from mindcv_reparam.deploy.compare import largest_difference
-    from mindcv_reparam.deploy.mindir import export_mindir
+    from mindcv_reparam.deploy.manifest import TensorSpec
+    from mindcv_reparam.deploy.mindir import write_mindir
     from mindcv_reparam.deploy.onnx import export_onnx
-    from mindcv_reparam.deploy.runners import cell_program, onnxruntime_program
+    from mindcv_reparam.deploy.runners import cell_program, mindspore_program, onnxruntime_program
 
     net, size = _fused(net), model_info(name).input_size
     rng = np.random.default_rng(0)
     trials = [rng.standard_normal((batch, 3, size, size), np.float32) for batch in BATCHES]
     with tempfile.TemporaryDirectory() as folder:
         mindir, path = Path(folder, f"{name}.mindir"), Path(folder, f"{name}.onnx")
-        differences = [export_mindir(net, mindir, (None, 3, size, size))]
+        write_mindir(net, mindir, TensorSpec("images", "float32", (None, 3, size, size)), ("logits",))
         export_onnx(mindir, path, opset=OPSET)
-        differences.append(largest_difference(cell_program(net), onnxruntime_program(path), trials))
+        programs = mindspore_program(mindir), onnxruntime_program(path)
+        differences = [largest_difference(cell_program(net), program, trials) for program in programs]
         operators = _counted(node.op_type for node in onnx.load(path).graph.node)
         sizes = [file.stat().st_size / 1e6 for file in (mindir, path)]
     return [

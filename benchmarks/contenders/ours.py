@@ -31,11 +31,12 @@ def main(settings: dict) -> None:
         net = reparameterize(net)
     images = ms.Tensor(np.random.default_rng(0).standard_normal(shape), ms.float32)
     if settings["form"] == "onnx":
-        from mindcv_reparam.deploy.mindir import export_mindir
+        from mindcv_reparam.deploy.manifest import TensorSpec
+        from mindcv_reparam.deploy.mindir import write_mindir
         from mindcv_reparam.deploy.onnx import export_onnx
 
         file = Path(settings["file"])
-        export_mindir(net, file.with_suffix(".mindir"), shape)
+        write_mindir(net, file.with_suffix(".mindir"), TensorSpec("images", "float32", shape), ("logits",))
         export_onnx(file.with_suffix(".mindir"), file)
     elif settings["form"] == "step":
         from mindcv_reparam.training.losses import create_loss

@@ -5,6 +5,7 @@ import os
 from ..checkpoint import model_from_checkpoint
 from ..data.transforms import height_and_width
 from ..reparam import reparameterize
+from .graph import INPUT_NAME
 from .manifest import Manifest, TensorSpec
 from .runners import Program, cell_program
 
@@ -26,7 +27,7 @@ def fused_model(path: str | os.PathLike[str], batch_size: int, model: str | None
     manifest = Manifest(
         model=info.model,
         state="full",
-        input=TensorSpec("images", "float32", (batch_size, info.hparams["in_channels"], *size)),
+        input=TensorSpec(INPUT_NAME, "float32", (batch_size, info.hparams["in_channels"], *size)),
         input_kind="normalized",
         outputs=(TensorSpec("logits", "float32", (batch_size, info.hparams["num_classes"])),),
         output_kind="logits",

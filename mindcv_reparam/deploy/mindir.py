@@ -1,18 +1,13 @@
 """MindIR: the graph and weights as MindSpore saves them, for MindSpore itself and for MindSpore Lite's converter."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn
 
-from ..errors import UserError
 from ..files import written_whole
-from .compare import TOLERANCE, largest_difference
 from .manifest import TensorSpec
-from .runners import cell_program, mindspore_program
 
 if TYPE_CHECKING:
     from mindspore.train.mind_ir_pb2 import ModelProto, NodeProto
@@ -41,30 +36,6 @@ def write_mindir(graph: nn.Cell, path: str | os.PathLike[str], spec: TensorSpec,
             custom_func=lambda model: _name_outputs(model, outputs),
         )
         temporary.chmod(0o644)
-
-
-def export_mindir(net: nn.Cell, path: str | os.PathLike[str], shape: tuple[int | None, int, int, int]) -> float:
-    """Write a network of one input (N, C, H, W) and one output as MindIR, load the file again and compare the two.
-
-    Args:
-        shape: of the input; None for a dynamic batch.
-
-    Returns:
-        The largest difference, relative to the largest output.
-
-    Raises:
-        UserError: the file differs by more than TOLERANCE, then it is not kept; or it cannot be written.
-    """
-    batch, *image = shape
-    rng = np.random.default_rng(0)
-    trials = [rng.standard_normal((size, *image), np.float32) for size in ((1, 3) if batch is None else (batch,))]
-    path = Path(path)
-    with written_whole(path) as temporary:
-        write_mindir(net, temporary, TensorSpec("x", "float32", tuple(shape)), ("output",))
-        found = largest_difference(cell_program(net), mindspore_program(temporary), trials)
-        if not found <= TOLERANCE:
-            raise UserError(f"{path} was not kept: its output differs from the network's by {found:.1e}, relative")
-    return found
 
 
 def _name_outputs(model: "ModelProto", names: tuple[str, ...]) -> None:

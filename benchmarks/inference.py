@@ -83,11 +83,13 @@ def rows(case: str, contenders: list[Contender]) -> list[list[str]]:
 def draw(figure: "Figure", results: dict[str, list[Contender]]) -> None:
     axes = figure.subplots(2, (len(results) + 1) // 2, squeeze=False).T.flat
     for axis, (case, contenders) in zip(axes, results.items()):
-        axis.barh([one.name for one in contenders], [one.milliseconds for one in contenders], color="tab:blue")
+        axis.barh(
+            [one.name for one in contenders], [one.processor_milliseconds for one in contenders], color="tab:blue"
+        )
         axis.invert_yaxis()
         axis.set_title(case, fontsize=8)
         axis.tick_params(labelsize=6)
-    figure.supxlabel("milliseconds a call")
+    figure.supxlabel("processor time of a call, milliseconds", fontsize=8)
 
 
 if __name__ == "__main__":

@@ -65,10 +65,10 @@ def rows(model: str, contenders: list[Contender]) -> list[list[str]]:
 def draw(figure: "Figure", results: dict[str, list[Contender]]) -> None:
     axes = figure.subplots(1, len(results), squeeze=False)[0]
     for axis, (model, contenders) in zip(axes, results.items()):
-        axis.bar([one.name for one in contenders], [one.milliseconds for one in contenders], color="tab:blue")
+        axis.bar([one.name for one in contenders], [one.processor_milliseconds for one in contenders], color="tab:blue")
         axis.set_title(model)
         axis.tick_params(axis="x", rotation=60)
-    axes[0].set_ylabel("milliseconds a step")
+    axes[0].set_ylabel("processor time of a step, milliseconds")
 
 
 if __name__ == "__main__":

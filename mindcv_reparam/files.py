@@ -55,14 +55,29 @@ def written_folder(path: str | os.PathLike[str], marker: str) -> Iterator[Path]:
             raise UserError(f"{path} holds other things, which would be lost: name a new folder")
         temporary.mkdir(parents=True)
         yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        _replace_folder(temporary, path, old)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path, old: Path) -> None:
+    """Give ``new`` the name ``path``; what was there goes to ``old`` meanwhile, and back if that fails."""
+    if not path.exists():
+        new.rename(path)
+        return
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def clear_unfinished(folder: Path) -> None:

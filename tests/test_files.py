@@ -1,7 +1,11 @@
 """Files are written whole or not at all."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+from mindcv_reparam import files
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import written_whole
 
@@ -44,3 +48,52 @@ def test_parent_that_is_a_file_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"), written_whole(tmp_path / "file" / "inner"):
         pass
+
+
+def folder_of(path, name):
+    (path / name).mkdir()
+    (path / name / "marker").write_text("old")
+    return path / name
+
+
+def test_a_folder_replaces_the_one_of_its_kind(tmp_path):
+    folder = folder_of(tmp_path, "bundle")
+    with files.written_folder(folder, marker="marker") as temporary:
+        assert (folder / "marker").read_text() == "old"
+        (temporary / "marker").write_text("new")
+    assert (folder / "marker").read_text() == "new"
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_a_folder_of_other_things_stays(tmp_path):
+    folder = folder_of(tmp_path, "photos")
+    with (
+        pytest.raises(UserError, match="photos holds other things"),
+        files.written_folder(folder, marker="bundle.json"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+@pytest.mark.parametrize("failing", ["body", "rename"])
+def test_the_earlier_folder_survives_a_failure(tmp_path, monkeypatch, failing):
+    folder = folder_of(tmp_path, "bundle")
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name.endswith(".tmp") and not self.name.endswith(".old.tmp"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    def write():
+        with files.written_folder(folder, marker="marker") as temporary:
+            (temporary / "marker").write_text("new")
+            if failing == "body":
+                raise ZeroDivisionError
+
+    with pytest.raises((UserError, ZeroDivisionError)):
+        write()
+    assert (folder / "marker").read_text() == "old"
+    assert os.listdir(tmp_path) == ["bundle"]

@@ -10,10 +10,12 @@ from mindcv_reparam import runtime
 from mindcv_reparam.config import parse
 from mindcv_reparam.data import create_dataset
 from mindcv_reparam.errors import UserError, run_script
+from mindcv_reparam.files import check_checkpoint
 
 
 def main() -> None:
     config = parse(None, "export")
+    check_checkpoint(config.ckpt_path)
     runtime.show_log()
     device = runtime.prepare(config.device_target, config.mode, config.seed)
 

@@ -11,11 +11,12 @@ from mindcv_reparam import distributed, runtime
 from mindcv_reparam.config import parse
 from mindcv_reparam.data import create_dataset, create_loader
 from mindcv_reparam.errors import run_script
-from mindcv_reparam.files import written_whole
+from mindcv_reparam.files import check_checkpoint, written_whole
 
 
 def main() -> None:
     config = parse(None, "validate")
+    check_checkpoint(config.ckpt_path)
     runtime.show_log()
     device = runtime.prepare(config.device_target, config.mode, config.seed)
     ranks = distributed.start(None, device)  # as launched: a recipe that asks for eight devices can be checked on one

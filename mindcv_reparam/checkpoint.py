@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -20,7 +19,7 @@ from mindspore import nn
 from PIL import Image
 
 from .errors import UserError
-from .files import written_whole
+from .files import check_checkpoint, written_whole
 from .registry import create_model, model_info
 from .reparam import LEVELS, reparameterize
 
@@ -69,8 +68,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
     Raises:
         UserError: no such file, or it is truncated, damaged, no checkpoint, or of a later version of this project.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"no checkpoint at {path}{_alternatives(path)}")
+    check_checkpoint(path)
     mindspore_log = logging.getLogger(f"ME.mindspore.log.{os.getpid()}")
     disabled, mindspore_log.disabled = mindspore_log.disabled, True  # it prints what is raised below a second time
     try:
@@ -232,10 +230,3 @@ def _listed(title: str, names: list[str]) -> str:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{title} {', '.join(names[:_SHOWN])}{more}"
-
-
-def _alternatives(path: str | os.PathLike[str]) -> str:
-    """A hint at the checkpoints that are there."""
-    folder = Path(path) if os.path.isdir(path) else Path(path).parent
-    found = sorted(file.name for file in folder.glob("*.ckpt")) if folder.is_dir() else []
-    return f"; {folder} has {', '.join(found[:_SHOWN])}" if found else ""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mindcv_reparam.errors import UserError
 
+_SHOWN = 4  # files in a message
+
 _log = logging.getLogger(__name__)
 
 
@@ -84,6 +86,16 @@ def clear_unfinished(folder: Path) -> None:
     """Delete what ``written_whole`` left in a folder when its process was killed."""
     for left in folder.glob(".*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def check_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Raise UserError where there is no file, with a hint at the checkpoints that are there; before MindSpore is
+    imported, which takes seconds."""
+    if os.path.isfile(path):
+        return
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    found = sorted(file.name for file in folder.glob("*.ckpt"))[:_SHOWN] if folder.is_dir() else []
+    raise UserError(f"no checkpoint at {path}" + (f"; {folder} has {', '.join(found)}" if found else ""))
 
 
 def set_aside(folder: Path, marker: str) -> None:

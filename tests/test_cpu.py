@@ -101,7 +101,7 @@ def test_networks(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["fastvit", "riformer"])
+@pytest.mark.parametrize("family", ["fastvit", "riformer", "visformer"])
 def test_gradients_of_networks(family):
     images = random_images().asnumpy()
     labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
@@ -112,6 +112,7 @@ def test_gradients_of_networks(family):
         gradients.append(gradients_by_name(prepare(net), nn.CrossEntropyLoss(), images, labels))
     fast, expected = gradients
     assert list(fast) == list(expected)
+    # The gradient of a bias in front of a BatchNorm is zero but for rounding, which depends on the others' size.
     largest = max(np.abs(gradient).max() for gradient in expected.values())
     for name in expected:
         error = np.abs(fast[name] - expected[name]).max()

@@ -30,7 +30,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from environments import environment
-from processes import processor_seconds
+from processor import processor_seconds
 from report import machine, markdown, save
 
 from mindcv_reparam.errors import Parser, UserError, run_script

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from environments import environment
-from processes import processor_seconds
+from processor import processor_seconds
 
 from mindcv_reparam.errors import UserError
 

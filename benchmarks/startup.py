@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers import MINDCV, Contender, mindcv, ours, timm
-from processes import processor_seconds
+from processor import processor_seconds
 from report import machine, markdown, save
 
 from mindcv_reparam.errors import Parser, run_script

@@ -32,7 +32,7 @@ def test_images_are_as_large_as_those_of_imagenet(tmp_path, monkeypatch):
 
 
 def test_processor_time_counts_children():
-    from processes import processor_seconds
+    from processor import processor_seconds
 
     burn = "import time\nwhile time.process_time() < 0.3: pass\n"
     nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(flush=True); input()"

@@ -81,7 +81,7 @@ def rows(case: str, contenders: list[Contender]) -> list[list[str]]:
 
 
 def draw(figure: "Figure", results: dict[str, list[Contender]]) -> None:
-    """Processor times of a call in units of PyTorch's, a group of bars per model and batch."""
+    """Times of a call in units of PyTorch's, a group of bars per model and batch."""
     axis = figure.subplots()
     names = list(dict.fromkeys(one.name for contenders in results.values() for one in contenders))
     width = 0.8 / len(names)
@@ -89,12 +89,12 @@ def draw(figure: "Figure", results: dict[str, list[Contender]]) -> None:
         by_name = {one.name: one for one in contenders}
         for place, name in enumerate(names):
             if name in by_name:
-                height = ratio(by_name[name], by_name[TORCH], "processor")
+                height = ratio(by_name[name], by_name[TORCH])
                 label = name if number == 0 else None  # the first case has every contender
                 axis.bar(number + (place + 0.5) * width - 0.4, height, width, color=f"C{place}", label=label)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(results)), [case.replace(", ", "\n") for case in results], fontsize=7)
-    axis.set_ylabel("processor time of a call ÷ PyTorch's, fused", fontsize=8)
+    axis.set_ylabel("time of a call ÷ PyTorch's, fused", fontsize=8)
     axis.legend(fontsize=7)
 
 

@@ -143,7 +143,7 @@ def load_arrays(
                 logger.info("%s: new %s, %s in the file, %s here", path, name, arrays[name].shape, parameter.shape)
                 arrays[name] = parameter.asnumpy()
     for name, parameter in parameters.items():
-        resize = next((resize for part, resize in _RESIZED.items() if part in name), None)
+        resize = next((resize for part, resize in RESIZED.items() if part in name), None)
         if resize is not None and name in arrays and arrays[name].shape != parameter.shape:
             logger.info("%s: %s interpolated from %s to %s", path, name, arrays[name].shape, parameter.shape)
             arrays[name] = resize(arrays[name], parameter.shape)
@@ -222,7 +222,8 @@ def _cubic_interpolation(source: int, target: int) -> np.ndarray:
     return matrix
 
 
-_RESIZED = {"pos_embed": resize_position_embedding, "complex_weight": resize_filter}
+# Parameters with an entry per pixel of a map, by part of their name: a network that has them takes one image size.
+RESIZED = {"pos_embed": resize_position_embedding, "complex_weight": resize_filter}
 
 
 def _listed(title: str, names: list[str]) -> str:

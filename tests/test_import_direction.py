@@ -33,7 +33,7 @@ ALLOWED = {
     "features": BASE | {"reparam", "stochastic"},
     "checkpoint": BASE | {"reparam", "registry"},
     "convert": WEIGHTS,
-    "deploy": WEIGHTS | CELLS | {"config", "data", "features", "complexity"},
+    "deploy": WEIGHTS | CELLS | {"config", "data", "features", "complexity", "runtime"},
     "complexity": WEIGHTS,
     "data": BASE | {"config", "distributed"},
     "training": BASE | {"config", "distributed", "reparam", "checkpoint"},

@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from ..checkpoint import RESIZED
 from ..errors import UserError
 from ..features import feature_network
 from .half import with_half_weights
@@ -20,7 +21,6 @@ from .runners import Program, cell_program
 from .stem import on_pixels
 
 INPUT_NAME = "images"  # in the files it is the name of the argument of Graph.construct
-_PIXEL_PARAMETERS = ("pos_embed", "complex_weight")  # they have one entry per pixel of a map
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _check(net: nn.Cell, state: str, interface: Interface) -> None:
     if interface.batch is None:
         raise UserError("a dynamic image size needs one batch size: Ascend's converters take either of the two")
     for parameter in net.get_parameters():
-        if any(name in parameter.name for name in _PIXEL_PARAMETERS):
+        if any(name in parameter.name for name in RESIZED):
             raise UserError(f"the image size of this model is fixed: {parameter.name} has one entry per pixel")
 
 

@@ -4,10 +4,12 @@ import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from ..errors import UserError
+from ..runtime import detect_device
 from .manifest import read_manifest
 
 # (N, …) images → outputs, each with the batch in front.
@@ -48,10 +50,7 @@ def onnxruntime_program(path: str | os.PathLike[str], threads: int | None = None
     Raises:
         UserError: onnxruntime is not installed, or refuses the file.
     """
-    try:
-        onnxruntime = importlib.import_module("onnxruntime")
-    except ImportError:
-        raise UserError("onnxruntime is not installed: pip install onnxruntime, or use another backend") from None
+    onnxruntime = _package("onnxruntime", "pip install onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
@@ -72,12 +71,9 @@ def lite_program(path: str | os.PathLike[str]) -> Program:
     Raises:
         UserError: mindspore_lite is not installed, or refuses the file.
     """
-    try:
-        lite = importlib.import_module("mindspore_lite")
-    except ImportError:
-        raise UserError("mindspore_lite is not installed: see MindSpore Lite's site, or use another backend") from None
+    lite = _package("mindspore_lite", "see MindSpore Lite's site")
     context = lite.Context()
-    context.target = ["ascend"] if any(Path("/dev").glob("davinci[0-9]*")) else ["cpu"]
+    context.target = [detect_device().lower()]
     model = lite.Model()
     try:
         model.build_from_file(str(path), lite.ModelType.MINDIR, context)
@@ -124,3 +120,10 @@ def bundle_program(folder: str | os.PathLike[str], backend: str | None = None) -
     manifest = read_manifest(folder)
     file_format, load = BACKENDS[backend_for(folder, backend)]
     return load(Path(folder, manifest.files[file_format]))
+
+
+def _package(name: str, advice: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"{name} is not installed: {advice}, or use another backend") from None

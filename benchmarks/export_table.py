@@ -1,6 +1,6 @@
 """Print the table of exported models: MindIR and ONNX, their sizes, how far they are from the network, their operators.
 
-    python benchmarks/export_table.py ["fastvit_*"] [--peers FOLDER]
+    python benchmarks/export_table.py ["fastvit_*"] [--peers]
 
 Every model is fused fully, with random weights, statistics and affines, at its published image size and with a dynamic
 batch; both files are run with one image and with three, the MindIR by MindSpore, the ONNX by onnxruntime.
@@ -8,8 +8,8 @@ batch; both files are run with one image and with three, the MindIR by MindSpore
 Operators are the nodes of the ONNX file (opset 17), Constant and Identity left out. Behind the slash are those of the
 export that timm itself makes of the same network, after its fusing; for RIFormer of the PoolFormer of its size, which
 has pooling in addition. timm's Visformer has the exact GELU, which is 5 nodes where MindCV's approximate one is 8, so
-that there is a row of it, too. timm runs in a virtual environment of its own in --peers, which is made when missing
-(pip); without --peers its numbers are left out.
+that there is a row of it, too. timm runs in an environment of its own, made at the first run; without --peers its
+numbers are left out.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +26,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from peers import torch_python
+from random_weights import randomise
+from report import line, markdown
 
 from mindcv_reparam.errors import Parser, UserError, run_script
 from mindcv_reparam.registry import create_model, list_models, matching_models, model_info
@@ -39,7 +42,6 @@ ZOO = ("visformer_*", "riformer_*", "fastvit_*", "gfnet_h_b")
 VISFORMERS = ("visformer_tiny", "visformer_small")  # that timm has
 BATCHES = (1, 3)
 OPSET = 17
-TIMM = ("torch==2.13.0", "timm==1.0.20", "onnx==1.17.0", "numpy==1.26.4")
 # Columns of operators; Erf and Tanh are one a GELU, Pow stands in the approximate one.
 OPERATORS = {
     "Conv": ("Conv",),
@@ -57,21 +59,23 @@ def main() -> int:
     parser.add_argument(
         "pattern", nargs="?", help="shell pattern of the models' names; the zoo and gfnet_h_b by default"
     )
-    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where timm's environment is, or is to be made")
+    parser.add_argument(
+        "--peers", action="store_true", help="compare with timm, in an environment made at the first run"
+    )
     args = parser.parse_args()
     names = matching_models(args.pattern) if args.pattern else [name for zoo in ZOO for name in list_models(zoo)]
 
     prepare("CPU", mode=1, seed=0)  # graphs are compiled for the exports; the networks themselves run without
     start = time.perf_counter()
-    peers = timm_operators(names, args.peers) if args.peers else {}
-    print(_line(HEADER), _line(["---"] * len(HEADER)), sep="\n")
+    peers = timm_operators(names) if args.peers else {}
+    print(markdown(HEADER))
     for name in names:
         if name in VISFORMERS:
-            print(_line([name, *_row(create_model(name), name, None)]), flush=True)
+            print(line([name, *_row(create_model(name), name, None)]), flush=True)
             net = create_model(name, gelu="exact")
-            print(_line([f"{name}, exact GELU", *_row(net, name, peers.get(name))]), flush=True)
+            print(line([f"{name}, exact GELU", *_row(net, name, peers.get(name))]), flush=True)
         else:
-            print(_line([name, *_row(create_model(name), name, peers.get(_peer(name)))]), flush=True)
+            print(line([name, *_row(create_model(name), name, peers.get(_peer(name)))]), flush=True)
     print(f"{len(names)} models, {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 0
 
@@ -84,8 +88,9 @@ def _row(net: "nn.Cell", name: str, peer: Counter[str] | None) -> list[str]:
     from mindcv_reparam.deploy.mindir import write_mindir
     from mindcv_reparam.deploy.onnx import export_onnx
     from mindcv_reparam.deploy.runners import cell_program, mindspore_program, onnxruntime_program
+    from mindcv_reparam.reparam import reparameterize
 
-    net, size = _fused(net), model_info(name).input_size
+    net, size = reparameterize(randomise(net)), model_info(name).input_size
     rng = np.random.default_rng(0)
     trials = [rng.standard_normal((batch, 3, size, size), np.float32) for batch in BATCHES]
     with tempfile.TemporaryDirectory() as folder:
@@ -114,50 +119,21 @@ def _compared(ours: Counter[str], peer: Counter[str] | None, kinds: Iterable[str
     return " / ".join(map(str, counts))
 
 
-def _fused(net: "nn.Cell") -> "nn.Cell":
-    """A network, given random parameters under which no fold is an identity, fused."""
-    import mindspore as ms
-
-    from mindcv_reparam.reparam import reparameterize
-
-    rng = np.random.default_rng(0)
-    for parameter in net.get_parameters():
-        leaf, shape = parameter.name.rsplit(".", 1)[-1], parameter.shape
-        if leaf == "moving_variance":
-            value = rng.uniform(0.5, 1.5, shape)
-        elif leaf == "gamma":
-            value = rng.uniform(0.1, 0.5, shape) * rng.choice([-1.0, 1.0], shape)
-        elif leaf in ("moving_mean", "beta", "bias"):
-            value = rng.normal(0.0, 0.1, shape)
-        else:
-            value = rng.normal(0.0, np.prod(shape[1:]) ** -0.5, shape)
-        parameter.set_data(ms.Tensor(value, ms.float32))
-    return reparameterize(net)
-
-
 def _peer(name: str) -> str:
     """timm's model that is the same network, or, for RIFormer, the nearest."""
     return name.replace("riformer", "poolformer")
 
 
-def timm_operators(names: Iterable[str], folder: Path) -> dict[str, Counter[str]]:
+def timm_operators(names: Iterable[str]) -> dict[str, Counter[str]]:
     """What timm's exports of those models consist of that it has, by its names."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *TIMM], check=True)
     known = (*VISFORMERS, *list_models("poolformer_*"), *list_models("fastvit_*"))
     wanted = dict.fromkeys(_peer(name) for name in names if _peer(name) in known)
     script = Path(__file__).with_name("timm_operators.py")
-    exported = subprocess.run([python, script, *wanted], capture_output=True, text=True)
+    exported = subprocess.run([torch_python(), script, *wanted], capture_output=True, text=True)
     if exported.returncode:
-        raise UserError(f"timm's export failed, mend or delete {folder}: {exported.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"timm's export failed: {exported.stderr.strip().splitlines()[-1]}")
     found = [json.loads(line) for line in exported.stdout.splitlines() if line.startswith("{")]
     return {row["name"]: _counted(row["operators"]) for row in found}
-
-
-def _line(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from report import line, markdown
+
 from mindcv_reparam.errors import Parser, run_script
 from mindcv_reparam.registry import create_model, model_info
 from mindcv_reparam.runtime import prepare
@@ -39,10 +41,10 @@ def main() -> int:
     families = {name: model_info(name).family for name in args.models}
 
     prepare("CPU", mode=1, seed=0)
-    print(_line(HEADER), _line(["---"] * len(HEADER)), sep="\n")
+    print(markdown(HEADER))
     for name, family in families.items():
         for scales in ["-"] if family == "visformer" else SCALES:
-            print(_line([name, scales, *_errors(name, scales, args.size)]), flush=True)
+            print(line([name, scales, *_errors(name, scales, args.size)]), flush=True)
     return 0
 
 
@@ -128,10 +130,6 @@ def _error(net: "nn.Cell", images: np.ndarray, expected: np.ndarray) -> str:
 
     logits = _run(mixed_precision(net, "O3").set_train(False), images)
     return f"{np.sqrt(np.square(logits - expected).mean() / np.square(expected).mean()):.1e}"
-
-
-def _line(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

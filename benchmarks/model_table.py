@@ -18,7 +18,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from random_weights import randomise
+from report import line, markdown
+
 from mindcv_reparam.complexity import STATES, Cost, Measured, cost, count_parameters, record
+from mindcv_reparam.deploy.compare import difference
+from mindcv_reparam.deploy.runners import cell_program
 from mindcv_reparam.errors import Parser, run_script
 from mindcv_reparam.registry import create_model, matching_models, model_info
 from mindcv_reparam.runtime import prepare
@@ -45,7 +50,7 @@ def main() -> int:
 
     prepare("CPU", mode=1, seed=0)  # a graph is compiled for the export, another to run would double the time
     start = time.perf_counter()
-    print(_line(HEADER), _line(["---"] * len(HEADER)), sep="\n")
+    print(markdown(HEADER))
     for name in names:
         size = model_info(name).input_size
         images = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
@@ -53,8 +58,8 @@ def main() -> int:
         for state, net in _states(name):
             params[state] = count_parameters(net)
             costs[state] = cost(net, images.shape)
-            logits[state] = _run(net, images)
-        print(_line(_row(name, params, costs, logits)), flush=True)
+            logits[state] = cell_program(net)(images)
+        print(line(_row(name, params, costs, logits)), flush=True)
         if args.record:
             record({name: Measured(params, costs["full"].macs)})
     print(f"{len(names)} models, {time.perf_counter() - start:.0f} s", file=sys.stderr)
@@ -65,52 +70,24 @@ def _states(name: str) -> Iterator[tuple[str, "nn.Cell"]]:
     """The network as it trains, with random parameters, and re-parameterized at each level."""
     from mindcv_reparam.reparam import LEVELS, reparameterize
 
-    net = create_model(name).set_train(False)
-    rng = np.random.default_rng(0)
-    for parameter in net.get_parameters():
-        _randomise(parameter, rng)
+    net = randomise(create_model(name)).set_train(False)
     yield "train", net
     for level in LEVELS:
         yield level, reparameterize(net, level)
 
 
-def _randomise(parameter, rng: np.random.Generator) -> None:
-    """Random numbers under which no fold is an identity, and activations neither vanish nor explode."""
-    import mindspore as ms
-
-    leaf, shape = parameter.name.rsplit(".", 1)[-1], parameter.shape
-    if leaf == "moving_variance":
-        value = rng.uniform(0.5, 1.5, shape)
-    elif leaf == "gamma":
-        value = rng.uniform(0.1, 0.5, shape) * rng.choice([-1.0, 1.0], shape)
-    elif leaf in ("moving_mean", "beta", "bias"):
-        value = rng.normal(0.0, 0.1, shape)
-    else:
-        value = rng.normal(0.0, np.prod(shape[1:]) ** -0.5, shape)
-    parameter.set_data(ms.Tensor(value, ms.float32))
-
-
-def _run(net: "nn.Cell", images: np.ndarray) -> np.ndarray:
-    import mindspore as ms
-
-    return net(ms.Tensor(images)).asnumpy()
-
-
-def _row(name: str, params: dict[str, int], costs: dict[str, Cost], logits: dict[str, np.ndarray]) -> list[str]:
-    expected = logits["train"]
-    differences = [np.abs(logits[state] - expected).max() / np.abs(expected).max() for state in STATES[1:]]
+def _row(
+    name: str, params: dict[str, int], costs: dict[str, Cost], logits: dict[str, tuple[np.ndarray, ...]]
+) -> list[str]:
+    differences = [difference("logits", logits["train"], logits[state]) for state in STATES[1:]]
     return [
         name,
         " / ".join(f"{params[state] / 1e6:.3f}" for state in STATES),
         " / ".join(str(costs[state].operators.total()) for state in STATES),
         " / ".join(str(costs[state].operators["BatchNorm"]) for state in STATES),
         f"{costs['full'].macs / 1e9:.2f}",
-        " / ".join(f"{difference:.0e}" for difference in differences),
+        " / ".join(f"{one:.0e}" for one in differences),
     ]
-
-
-def _line(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

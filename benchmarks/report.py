@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 FOLDER = Path("runs/benchmarks")
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]] = ()) -> str:
+    """A table; without rows its head, to which ``line`` adds what comes later."""
+    return "\n".join(line(cells) for cells in (header, ["---"] * len(header), *rows))
+
+
+def line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def machine(*packages: str) -> dict[str, str | int]:

@@ -10,6 +10,7 @@ import json
 import sys
 import warnings
 
+import cpu_torchvision  # noqa: F401
 import onnx
 import timm
 import torch

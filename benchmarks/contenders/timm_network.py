@@ -6,17 +6,14 @@ form: "eager" or "compiled" (fused by timm where it can, for inference), "step" 
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from serve import serve
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    # A PyTorch for CPUs beside PyPI's torchvision for GPUs: compiled operators do not load, and are not used here.
-    for operator in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+sys.path.append(str(Path(__file__).parents[1]))
 
+import cpu_torchvision  # noqa: F401
 import timm
 from timm.utils.model import reparameterize_model
 

@@ -3,17 +3,14 @@
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from rounds import serve
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    # A PyTorch for CPUs beside PyPI's torchvision for GPUs: compiled operators do not load, and are not used here.
-    for operator in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+sys.path.append(str(Path(__file__).parents[1]))
 
+import cpu_torchvision  # noqa: F401
 from timm.data import Mixup, create_dataset, create_loader
 
 settings, folder, workers = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -86,47 +86,49 @@ constexpr float kTanh1 = 1.5957691216f, kTanh3 = 0.0713548163f;  // 2√(2/π), 
 
 inline float TanhCdf(float x) { return 1.0f / (1.0f + Exp(-x * (kTanh1 + kTanh3 * x * x))); }
 
+// y = function(x) for every element.
+template <typename Function>
+int Forward(void** tensors, const int* ranks, int64_t** shapes, Function function) {
+  const float* x = Input(tensors, 0);
+  float* y = Output(tensors, 1);
+  const int64_t size = Size(ranks[0], shapes[0]);
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < size; ++i) y[i] = function(x[i]);
+  return 0;
+}
+
+// dx = function(x, dy) for every element.
+template <typename Function>
+int Backward(void** tensors, const int* ranks, int64_t** shapes, Function function) {
+  const float *x = Input(tensors, 0), *dy = Input(tensors, 1);
+  float* dx = Output(tensors, 2);
+  const int64_t size = Size(ranks[0], shapes[0]);
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < size; ++i) dx[i] = function(x[i], dy[i]);
+  return 0;
+}
+
 }  // namespace
 
 OPERATOR(gelu_exact) {
-  const float* x = Input(tensors, 0);
-  float* y = Output(tensors, 1);
-  const int64_t size = Size(ranks[0], shapes[0]);
-#pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < size; ++i) y[i] = x[i] * NormalCdf(x[i]);
-  return 0;
+  return Forward(tensors, ranks, shapes, [](float x) { return x * NormalCdf(x); });
 }
 
 OPERATOR(gelu_exact_grad) {
-  const float *x = Input(tensors, 0), *dy = Input(tensors, 1);
-  float* dx = Output(tensors, 2);
-  const int64_t size = Size(ranks[0], shapes[0]);
-#pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < size; ++i) {
-    dx[i] = dy[i] * (NormalCdf(x[i]) + 0.39894228f * x[i] * Exp(-0.5f * x[i] * x[i]));
-  }
-  return 0;
+  return Backward(tensors, ranks, shapes, [](float x, float dy) {
+    return dy * (NormalCdf(x) + 0.39894228f * x * Exp(-0.5f * x * x));
+  });
 }
 
 OPERATOR(gelu_tanh) {
-  const float* x = Input(tensors, 0);
-  float* y = Output(tensors, 1);
-  const int64_t size = Size(ranks[0], shapes[0]);
-#pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < size; ++i) y[i] = x[i] * TanhCdf(x[i]);
-  return 0;
+  return Forward(tensors, ranks, shapes, [](float x) { return x * TanhCdf(x); });
 }
 
 OPERATOR(gelu_tanh_grad) {
-  const float *x = Input(tensors, 0), *dy = Input(tensors, 1);
-  float* dx = Output(tensors, 2);
-  const int64_t size = Size(ranks[0], shapes[0]);
-#pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < size; ++i) {
-    const float cdf = TanhCdf(x[i]);
-    dx[i] = dy[i] * cdf * (1.0f + x[i] * (1.0f - cdf) * (kTanh1 + 3.0f * kTanh3 * x[i] * x[i]));
-  }
-  return 0;
+  return Backward(tensors, ranks, shapes, [](float x, float dy) {
+    const float cdf = TanhCdf(x);
+    return dy * cdf * (1.0f + x * (1.0f - cdf) * (kTanh1 + 3.0f * kTanh3 * x * x));
+  });
 }
 
 // ---- Depthwise convolution: odd square kernels, padding (kernel − 1) / 2, stride 1 or 2, any channel multiplier -------

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ...errors import UserError
-from .graph import Constant, Graph, Literal, Node, Value, literal, replace
+from .graph import Constant, Graph, Literal, Node, Pack, TensorType, Value, literal, replace
 from .sizes import Size, product, sizes
 
 
@@ -156,6 +156,36 @@ def _constant_product(node: Node) -> Value | None:
     return _replaced(node, "constant product", [matrix, expanded.inputs[0]])
 
 
+def _one_output_per_channel(node: Node) -> Value | None:
+    """A depthwise convolution with several outputs per channel, before a dense one, as one for each of them.
+
+    onnxruntime (NCHWc) and Ascend's compiler (canndev, conv2d_group_fusion_pass.cc) have a depthwise kernel for one
+    output per channel alone; of several, onnxruntime makes matrices, and Ascend's compiler fills up groups with zeros.
+    """
+    if node.op != "Conv2D" or node.attributes["group"] != 1 or not _is(node.inputs[0], "Conv2D"):
+        return None
+    depthwise, weight, *bias = node.inputs
+    x, *parameters = depthwise.inputs
+    groups, outputs = depthwise.attributes["group"], depthwise.type.dims[1]
+    if not all(isinstance(value, Constant) for value in (weight, *parameters)):
+        return None
+    if parameters[0].array.shape[1] != 1 or groups == 1 or groups == outputs:
+        return None
+
+    def part(first: int) -> Node:
+        batch, _, *image = depthwise.type.dims
+        own = [Constant(value.array[first :: outputs // groups], value.name, value.dtype) for value in parameters]
+        kind = TensorType(depthwise.type.dtype, (batch, groups, *image))
+        return Node("Conv2D", [x, *own], (kind,), depthwise.attributes, depthwise.scope)
+
+    parts = Pack(tuple(part(first) for first in range(outputs // groups)))
+    order = np.arange(outputs).reshape(groups, -1).T.ravel()
+    joined = Node("Concat", [parts, Literal(1)], depthwise.types, scope=depthwise.scope)
+    return _replaced(
+        node, "Conv2D", [joined, Constant(weight.array[:, order], weight.name, weight.dtype), *bias], **node.attributes
+    )
+
+
 # -- GELU -------------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +288,7 @@ _RULES = (
     _dense_bias,
     _dense_of_last_axis,
     _constant_product,
+    _one_output_per_channel,
     _gelu_tanh,
     _gelu_exact,
     _group_norm,

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from .graph import DYNAMIC, Literal, Node, Output, Pack, Value
+from .graph import DYNAMIC, Literal, Node, Output, Pack, Value, literal
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Adds", "Subs", "Muls", "Divs", "Square", "Rsqrt", "Erf", "ReLU", "Sigmoid"}
 _ELEMENTWISE |= {"BiasAdd", "Softmax", "BatchNorm", "Cast", "GeLU", "gelu", "sample norm"}
@@ -82,6 +82,10 @@ def _derived(value: Value) -> list[Size | None]:
         return [scalar(element) for element in elements(node.inputs[1])]
     if node.op == "Split":
         return list(sizes(node.inputs[0]))  # the axis that is split has a static size
+    if node.op == "Concat":
+        known = list(sizes(node.inputs[0].items[0]))
+        known[literal(node.inputs[1])] = None
+        return known
     if node.op == "Conv2D":
         batch, channels, *image = sizes(node.inputs[0])
         kernel, pads = node.attributes["kernel_size"], node.attributes["pad"]

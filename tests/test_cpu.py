@@ -25,6 +25,21 @@ DEPTHWISE = [
     (7, 2, 2, True, (2, 3, 17, 16)),
 ]
 
+# in and out channels, kernel size, stride, padding, groups, bias, batch and image
+DENSE = [
+    (5, 7, 1, 1, 0, 1, True, (3, 7, 7)),
+    (40, 70, 1, 1, 0, 1, False, (2, 14, 13)),
+    (6, 4, 1, 2, 0, 2, True, (2, 9, 8)),
+    (8, 20, 3, 1, 1, 4, False, (2, 9, 70)),
+    (3, 17, 3, 2, 1, 1, True, (3, 17, 16)),
+    (4, 9, 2, 2, 0, 1, True, (2, 9, 6)),
+    (3, 5, 7, 4, 2, 1, False, (2, 30, 33)),
+    (4, 4, 3, 1, 4, 1, True, (1, 1, 2)),
+    (600, 33, 1, 1, 0, 1, True, (1, 5, 30)),
+    (33, 600, 1, 1, 0, 1, False, (2, 9, 30)),
+    (2, 3, 3, 1, 1, 1, True, (2, 40, 41)),
+]
+
 
 class Weighted(nn.Cell):
     """A sum of outputs, each with another weight, so that no gradient cancels."""
@@ -79,8 +94,17 @@ def test_depthwise_convolution(size, stride, multiplier, bias, shape):
     assert_same(lambda: conv2d(channels, multiplier * channels, size, stride, groups=channels, bias=bias), shape)
 
 
+@pytest.mark.parametrize(("channels", "out", "size", "stride", "padding", "groups", "bias", "shape"), DENSE)
+def test_dense_convolution(channels, out, size, stride, padding, groups, bias, shape):
+    batch, *image = shape
+    assert_same(
+        lambda: conv2d(channels, out, size, stride, padding=padding, groups=groups, bias=bias),
+        (batch, channels, *image),
+    )
+
+
 def test_other_convolutions_are_left_alone():
-    convolutions = [conv2d(4, 4, 3), conv2d(4, 4, 5, groups=4), conv2d(4, 4, 3, padding=0, groups=4)]
+    convolutions = [conv2d(4, 4, 5, groups=4), conv2d(4, 4, 3, padding=0, groups=4)]
     net = use_kernels(nn.SequentialCell(convolutions))
     assert {type(cell) for cell in net} == {nn.Conv2d}
 

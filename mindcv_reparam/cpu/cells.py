@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 from .. import layers
 from .library import library
 
-KERNEL_SIZES, STRIDES = (3, 7), (1, 2)  # of the depthwise convolutions that kernels.cc instantiates
+KERNEL_SIZES, STRIDES = (3, 7), (1, 2)  # of the depthwise convolutions that depthwise.cc instantiates
 
 
 def use_kernels(net: nn.Cell) -> nn.Cell:
@@ -40,25 +40,25 @@ def _replace_children(cell: nn.Cell) -> None:
 def _replacement(cell: nn.Cell) -> nn.Cell | None:
     if type(cell) is nn.GELU:
         return Gelu(cell)
-    if type(cell) is nn.Conv2d and _has_kernel(cell):
-        return DepthwiseConv2d(cell)
+    if type(cell) is nn.Conv2d:
+        kernel = _convolution(cell)
+        return Conv2d(cell, kernel) if kernel else None
     if type(cell) is layers.GroupNorm:
         return GroupNorm(cell)
     return None
 
 
-def _has_kernel(conv: nn.Conv2d) -> bool:
-    size = conv.kernel_size[0]
-    return (
-        conv.group == conv.in_channels
-        and size in KERNEL_SIZES
-        and conv.stride[0] in STRIDES
-        and conv.kernel_size == (size, size)
-        and conv.stride == (conv.stride[0],) * 2
-        and conv.pad_mode == "pad"
-        and conv.padding == (size - 1) // 2
-        and conv.dilation == (1, 1)
-    )
+def _convolution(conv: nn.Conv2d) -> nn.Cell | None:
+    """The kernel that computes a convolution."""
+    (size, width), (stride, across) = conv.kernel_size, conv.stride
+    plain = conv.pad_mode == "pad" and isinstance(conv.padding, int) and conv.dilation == (1, 1)
+    if not plain or size != width or stride != across:
+        return None
+    if conv.group < conv.in_channels or conv.group == 1:
+        return _Convolution(size, stride, conv.padding, conv.has_bias)
+    if size in KERNEL_SIZES and stride in STRIDES and conv.padding == (size - 1) // 2:
+        return _Depthwise(size, stride)
+    return None
 
 
 class _Kernel(ops.Custom):
@@ -105,8 +105,35 @@ class _Depthwise(nn.Cell):
         return self.backward(x, weight, dy, bias)
 
 
-class DepthwiseConv2d(nn.Conv2d):
-    def __init__(self, conv: nn.Conv2d):
+class _Convolution(nn.Cell):
+    """x (N, C, H, W), weight (O, C / groups, k, k), bias (O,) → (N, O, H', W')"""
+
+    def __init__(self, size: int, stride: int, padding: int, has_bias: bool):
+        super().__init__()
+        self.has_bias = has_bias
+        self.stride_and_padding = Tensor([stride, padding], ms.float32)
+
+        def shapes(x, weight, bias, stride_and_padding):
+            return [x[0], weight[0], *((side + 2 * padding - size) // stride + 1 for side in x[2:])]
+
+        self.forward = _Kernel("convolution", shapes, lambda x, weight, bias, stride_and_padding: x)
+        self.input_gradient = _Kernel("convolution_input_grad", lambda dy, weight, x, stride_and_padding: x)
+        self.weight_gradient = _Kernel("convolution_weight_grad", lambda x, dy, weight, stride_and_padding: weight)
+        self.bias_gradient = _Kernel("channel_sums", lambda dy: [dy[1]], lambda dy: dy)
+
+    def construct(self, x, weight, bias):
+        return self.forward(x, weight, bias, self.stride_and_padding)
+
+    def bprop(self, x, weight, bias, y, dy):
+        return (
+            self.input_gradient(dy, weight, x, self.stride_and_padding),
+            self.weight_gradient(x, dy, weight, self.stride_and_padding),
+            self.bias_gradient(dy) if self.has_bias else bias,
+        )
+
+
+class Conv2d(nn.Conv2d):
+    def __init__(self, conv: nn.Conv2d, kernel: nn.Cell):
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -124,10 +151,10 @@ class DepthwiseConv2d(nn.Conv2d):
         if conv.has_bias:
             self.bias = conv.bias
         self.zeros = None if conv.has_bias else Tensor(np.zeros(conv.out_channels), ms.float32)
-        self.depthwise = _Depthwise(conv.kernel_size[0], conv.stride[0])
+        self.kernel = kernel
 
     def construct(self, x):
-        return self.depthwise(x, self.weight, self.bias if self.has_bias else self.zeros)
+        return self.kernel(x, self.weight, self.bias if self.has_bias else self.zeros)
 
 
 class _Normalise(nn.Cell):

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..files import written_whole
 from ..runtime import cpu_flags
 
-SOURCE = Path(__file__).with_name("kernels.cc")
+SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
 # Sums may be reordered, so that they vectorise; infinities and NaN keep their meaning, which -ffast-math would not do.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
@@ -28,14 +28,15 @@ def library() -> Path | None:
     """The shared library; None, with a line in the log, where it cannot be built."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        _log.info("no C++ compiler: GELU, depthwise convolutions and group normalisation run several times slower")
+        _log.info("no C++ compiler: MindSpore's own kernels run, convolutions and GELU several times slower")
         return None
-    build = (SOURCE.read_text(), compiler, FLAGS, platform.machine(), sorted(cpu_flags()))
+    build = ([source.read_text() for source in SOURCES], compiler, FLAGS, platform.machine(), sorted(cpu_flags()))
     path = cache_folder() / f"kernels-{hashlib.sha256(repr(build).encode()).hexdigest()[:16]}.so"
     if not path.exists():
         try:
             with written_whole(path) as temporary:
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(temporary)]
+                files = [str(source) for source in SOURCES if source.suffix == ".cc"]
+                command = [compiler, *FLAGS, *files, "-o", str(temporary)]
                 subprocess.run(command, check=True, capture_output=True, text=True)
         except (subprocess.CalledProcessError, UserError) as error:
             reason = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)

@@ -1,0 +1,36 @@
+// What all kernels share: ahead-of-time custom operators of MindSpore in float32, NCHW.
+//
+// Every operator is a function (number of tensors, their data, ranks, shapes, types, stream, extra) → 0; the tensors
+// are its inputs, then its outputs. Sums run in a fixed order, so that results do not depend on the thread count.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define OPERATOR(name) \
+  extern "C" int name(int, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*)
+
+// Floats of a vector register: compilers keep vectors of no other length in registers.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+inline Lanes Load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+inline void Store(Lanes lanes, float* to) { *reinterpret_cast<Lanes*>(to) = lanes; }
+
+inline float Sum(Lanes value) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += value[i];
+  return sum;
+}
+
+inline const float* Input(void** tensors, int i) { return static_cast<const float*>(tensors[i]); }
+inline float* Output(void** tensors, int i) { return static_cast<float*>(tensors[i]); }
+
+inline int64_t RoundUp(int64_t value) { return (value + kLanes - 1) / kLanes * kLanes; }

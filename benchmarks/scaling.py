@@ -1,15 +1,15 @@
 """How throughput grows: training by batch size, resolution and ranks, the input pipeline by data workers.
 
-    python benchmarks/scaling.py [--config FILE] [--steps 24] [--batches 8 16 32 64] [--sizes 32 64 96] [--workers 1 2]
+    python benchmarks/scaling.py [--config FILE] [--steps 24] [--batches 8 16 32 64] [--sizes 32 64 96] [--ranks 1 2]
+        [--workers 1 2 4]
 
 Training runs are those of ``train.py`` as a user starts it (ranks by mpirun), one short epoch each on the embedded
 digits, enlarged to each size; a run's figure is the median of what it logs every four steps after the first step, which
 compiles. Ranks keep their batch size, so that perfect scaling is a straight line. Data workers read generated JPEGs
-with the Visformer recipe (see input_pipeline.py).
+with the Visformer recipe (see input_layout.py).
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from input_pipeline import BATCH, RECIPES, Pipeline, measure, write_images
+from input_layout import layouts
+from input_pipeline import measure, write_images
 from report import machine, markdown, save
 
 from mindcv_reparam.errors import Parser, UserError, run_script
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 96])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()
 
     def trained(batch: int, size: int, ranks: int) -> float:
@@ -97,15 +98,9 @@ def train(config: str, steps: int, batch: int, size: int, ranks: int) -> float:
 
 
 def load(workers: list[int]) -> list[Point]:
-    settings = json.dumps({**RECIPES["visformer"], "batch_size": BATCH, "num_classes": 1000})
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), 1024)
-        pipelines = [
-            Pipeline(f"{kind} {count}", sys.executable, "ours.py", settings, folder, str(count), kind)
-            for kind in ("threads", "processes")
-            for count in workers
-        ]
-        epochs = measure(pipelines, rounds=3)
+        epochs = measure(layouts(folder, workers), rounds=3)
     points = []
     for name, (_, *measured) in epochs.items():
         kind, count = name.split()

@@ -1,5 +1,7 @@
 """The CPU kernels against MindSpore's own operators, forwards and backwards, and what they leave alone."""
 
+import ctypes
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -101,6 +103,40 @@ def test_dense_convolution(channels, out, size, stride, padding, groups, bias, s
         lambda: conv2d(channels, out, size, stride, padding=padding, groups=groups, bias=bias),
         (batch, channels, *image),
     )
+
+
+def call(name: str, *tensors: np.ndarray) -> None:
+    """Call an operator as MindSpore does: inputs, then outputs."""
+    shapes = [(ctypes.c_int64 * tensor.ndim)(*tensor.shape) for tensor in tensors]
+    pointers = (ctypes.c_void_p * len(tensors))(*(tensor.ctypes.data for tensor in tensors))
+    ranks = (ctypes.c_int * len(tensors))(*(tensor.ndim for tensor in tensors))
+    rows = (ctypes.c_void_p * len(tensors))(*(ctypes.addressof(shape) for shape in shapes))
+    operator = getattr(ctypes.CDLL(str(kernels.library())), name)
+    assert operator(len(tensors), pointers, ranks, rows, None, None, None) == 0
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 3)])
+def test_convolutions_do_not_depend_on_the_number_of_threads(stride, groups):
+    rng = np.random.default_rng(0)
+    side = (33 - 3) // stride + 1
+    x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 24, 33, 33), (45, 24 // groups, 3, 3)))
+    dy = rng.normal(size=(3, 45, side, side)).astype(np.float32)
+    geometry, bias = np.array([stride, 0], np.float32), np.ones(45, np.float32)
+    results = []
+    openmp = ctypes.CDLL("libgomp.so.1")
+    before = openmp.omp_get_max_threads()
+    for threads in (1, 2, 5):
+        openmp.omp_set_num_threads(threads)
+        y, dx, dweight, sums = (np.full_like(like, np.nan) for like in (dy, x, weight, bias))
+        call("convolution", x, weight, bias, geometry, y)
+        call("convolution_input_grad", dy, weight, x, geometry, dx)
+        call("convolution_weight_grad", x, dy, weight, geometry, dweight)
+        call("channel_sums", dy, sums)
+        results.append((y, dx, dweight, sums))
+    openmp.omp_set_num_threads(before)
+    for other in results[1:]:
+        for one, two in zip(results[0], other):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_other_convolutions_are_left_alone():

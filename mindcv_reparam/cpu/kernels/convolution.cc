@@ -28,13 +28,25 @@ int64_t Parts(int64_t tasks, int64_t most) {
   return tasks % threads == 0 || tasks >= 8 * threads ? 1 : std::min(threads, most);
 }
 
+struct Range {
+  int64_t begin, end;
+
+  int64_t Size() const { return end - begin; }
+};
+
+// One of ``parts`` nearly equal parts of ``size`` things, cut at multiples of ``unit``.
+Range Share(int64_t part, int64_t parts, int64_t size, int64_t unit) {
+  const int64_t units = Ceil(size, unit);
+  return {part * units / parts * unit, std::min(size, (part + 1) * units / parts * unit)};
+}
+
 struct Tile {
   Lanes sums[kRows][kWide];
 
   const float* Row(int row) const { return reinterpret_cast<const float*>(sums[row]); }
 };
 
-// tile[i] += Σ_k a[i · row + k · step] · panel[k], for ``count`` rows of the tile; what the others hold has no meaning.
+// tile[i] += Σ_k a[i · row + k · step] · panel[k] for ``count`` rows of the tile; what the others hold has no meaning.
 template <int Wide>
 void Multiply(const float* a, int64_t row, int64_t step, int count, const float* panel, int64_t depth, Tile& tile) {
   const float* rows[kRows];
@@ -77,10 +89,10 @@ class Block {
   // Fills it: gather(k, to) writes row k from the first column to the last.
   template <typename Gather>
   void Pack(int64_t depth, int64_t columns, Gather gather) {
-    depth_ = depth;
     const int64_t panels = Ceil(columns, kPanel);
-    data_.resize(panels * depth * kPanel);
-    row_.resize(panels * kPanel);
+    depth_ = depth;
+    data_.resize(std::max<size_t>(data_.size(), panels * depth * kPanel));
+    row_.resize(std::max<size_t>(row_.size(), panels * kPanel));
     for (int64_t k = 0; k < depth; ++k) {
       gather(k, row_.data());
       for (int64_t p = 0; p < panels; ++p) {
@@ -92,9 +104,11 @@ class Block {
   const float* Panel(int64_t column) const { return &data_[column * depth_]; }
 
  private:
-  int64_t depth_ = 0;
+  int64_t depth_;
   std::vector<float> data_, row_;
 };
+
+thread_local Block block;  // its memory is kept: fresh pages cost as much as a small convolution
 
 struct Geometry {
   int64_t batch, groups, channels, height, width;  // channels of the input per group
@@ -134,25 +148,26 @@ struct Geometry {
     return ((image * groups + group) * rows + row) * OutPixels();
   }
 
-  // Where the columns ``first`` to ``last`` of a row of the matrix are in x: visit(number of the first of these columns,
-  // offset in x, count) for every run of them that sees no padding; its values in x are ``stride`` apart.
+  // Where columns of a row of the matrix are in x: visit(number of a first column, from the first of all, its offset in x,
+  // how many) for every run of them that sees no padding; the values in x are ``stride`` apart.
   template <typename Visit>
-  void Runs(int64_t group, int64_t row, int64_t first, int64_t last, Visit visit) const {
+  void Runs(int64_t group, int64_t row, Range columns, Visit visit) const {
     const int64_t down = row / kernel % kernel - padding, right = row % kernel - padding;
     const int64_t from = std::max<int64_t>(0, Ceil(-right, stride));
     const int64_t to = std::min(out_width, width > right ? (width - 1 - right) / stride + 1 : 0);
-    for (int64_t line = first / out_width; line * out_width < last; ++line) {
+    for (int64_t line = columns.begin / out_width; line * out_width < columns.end; ++line) {
       const int64_t y = line % out_height * stride + down;
-      const int64_t begin = std::max(line * out_width + from, first), end = std::min(line * out_width + to, last);
+      const int64_t begin = std::max(line * out_width + from, columns.begin);
+      const int64_t end = std::min(line * out_width + to, columns.end);
       if (y < 0 || y >= height || begin >= end) continue;
       const int64_t x = (begin - line * out_width) * stride + right;
-      visit(begin - first, Input(line / out_height, group, row / (kernel * kernel)) + y * width + x, end - begin);
+      visit(begin - columns.begin, Input(line / out_height, group, row / (kernel * kernel)) + y * width + x, end - begin);
     }
   }
 
-  void Gather(const float* x, int64_t group, int64_t row, int64_t first, int64_t last, float* to) const {
-    if (padding > 0) std::fill_n(to, last - first, 0.0f);
-    Runs(group, row, first, last, [=](int64_t column, int64_t offset, int64_t count) {
+  void Gather(const float* x, int64_t group, int64_t row, Range columns, float* to) const {
+    if (padding > 0) std::fill_n(to, columns.Size(), 0.0f);
+    Runs(group, row, columns, [=](int64_t column, int64_t offset, int64_t count) {
       if (stride == 1) {
         std::memcpy(to + column, x + offset, count * sizeof(float));
       } else {
@@ -162,45 +177,44 @@ struct Geometry {
   }
 };
 
-void Convolve(const Geometry& g, const float* x, const float* weight, const float* bias, float* y) {
-  const int64_t depth = g.Depth(), columns = g.batch * g.OutPixels();
-  const int64_t panels = Ceil(columns, kPanel), threads = omp_get_max_threads();
-  int64_t blocks = Ceil(panels, std::max<int64_t>(1, kBlock / (depth * kPanel)));
-  if (panels >= 4 * threads) blocks = Ceil(blocks, threads) * threads;
-  const int64_t strips = Ceil(g.rows, kRows), parts = Parts(g.groups * blocks, strips);
-#pragma omp parallel
-  {
-    Block block;
-#pragma omp for collapse(3) schedule(dynamic)
-    for (int64_t group = 0; group < g.groups; ++group) {
-      for (int64_t i = 0; i < blocks; ++i) {
-        for (int64_t part = 0; part < parts; ++part) {
-          const int64_t first = i * panels / blocks * kPanel;
-          const int64_t last = std::min(columns, (i + 1) * panels / blocks * kPanel);
-          block.Pack(depth, last - first, [&](int64_t k, float* to) { g.Gather(x, group, k, first, last, to); });
-          const int64_t stop = std::min(g.rows, (part + 1) * strips / parts * kRows);
-          for (int64_t row = part * strips / parts * kRows; row < stop; row += kRows) {
-            const int count = std::min<int64_t>(kRows, stop - row);
-            const int64_t channel = group * g.rows + row;
-            for (int64_t column = first; column < last; column += kPanel) {
-              const int64_t end = std::min(last, column + kPanel);
-              Tile tile = {};
-              for (int r = 0; r < count; ++r) {
-                for (Lanes& sums : tile.sums[r]) sums += bias[channel + r];
-              }
-              Multiply(weight + channel * depth, depth, 1, count, block.Panel(column - first), depth, end - column,
-                       tile);
-              for (int64_t from = column; from < end;) {  // a panel may have pixels of several images
-                const int64_t image = from / g.OutPixels(), to = std::min(end, (image + 1) * g.OutPixels());
-                float* output = y + g.Output(image, group, row) + from - image * g.OutPixels();
-                for (int r = 0; r < count; ++r) {
-                  std::memcpy(output + r * g.OutPixels(), tile.Row(r) + from - column, (to - from) * sizeof(float));
-                }
-                from = to;
-              }
-            }
-          }
+// Rows and columns of y, of one group.
+void Convolve(const Geometry& g, int64_t group, Range rows, Range columns, const float* x, const float* weight,
+              const float* bias, float* y) {
+  const int64_t depth = g.Depth(), pixels = g.OutPixels();
+  block.Pack(depth, columns.Size(), [&](int64_t k, float* to) { g.Gather(x, group, k, columns, to); });
+  for (int64_t row = rows.begin; row < rows.end; row += kRows) {
+    const int count = std::min<int64_t>(kRows, rows.end - row);
+    const int64_t channel = group * g.rows + row;
+    for (int64_t column = columns.begin; column < columns.end; column += kPanel) {
+      const int64_t end = std::min(columns.end, column + kPanel);
+      Tile tile = {};
+      for (int i = 0; i < count; ++i) {
+        for (Lanes& sums : tile.sums[i]) sums += bias[channel + i];
+      }
+      Multiply(weight + channel * depth, depth, 1, count, block.Panel(column - columns.begin), depth, end - column,
+               tile);
+      for (int64_t from = column; from < end;) {  // a panel may have pixels of several images
+        const int64_t image = from / pixels, to = std::min(end, (image + 1) * pixels);
+        float* output = y + g.Output(image, group, row) + from - image * pixels;
+        for (int i = 0; i < count; ++i) {
+          std::memcpy(output + i * pixels, tile.Row(i) + from - column, (to - from) * sizeof(float));
         }
+        from = to;
+      }
+    }
+  }
+}
+
+void Convolve(const Geometry& g, const float* x, const float* weight, const float* bias, float* y) {
+  const int64_t columns = g.batch * g.OutPixels(), panels = Ceil(columns, kPanel), threads = omp_get_max_threads();
+  int64_t blocks = Ceil(panels, std::max<int64_t>(1, kBlock / (g.Depth() * kPanel)));
+  if (panels >= 4 * threads) blocks = Ceil(blocks, threads) * threads;
+  const int64_t parts = Parts(g.groups * blocks, Ceil(g.rows, kRows));
+#pragma omp parallel for collapse(3) schedule(dynamic)
+  for (int64_t group = 0; group < g.groups; ++group) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      for (int64_t part = 0; part < parts; ++part) {
+        Convolve(g, group, Share(part, parts, g.rows, kRows), Share(i, blocks, columns, kPanel), x, weight, bias, y);
       }
     }
   }
@@ -222,44 +236,47 @@ std::vector<float> AdjointWeights(const Geometry& g, const float* weight) {
   return adjoint;
 }
 
-// Adds up what every output passes to the inputs it saw.
-void Spread(const Geometry& g, const float* dy, const float* weight, float* dx) {
-  const int64_t depth = g.Depth(), taps = g.kernel * g.kernel, columns = g.OutPixels();
+// Adds up what the outputs of an image pass to the inputs they saw, of one group; nobody else has these channels of dx.
+void Spread(const Geometry& g, int64_t image, int64_t group, Range channels, const float* dy, const float* weight,
+            float* dx) {
+  thread_local std::vector<float> strip;
+  strip.resize(g.rows * kRows);
+  const int64_t depth = g.Depth(), taps = g.kernel * g.kernel, pixels = g.OutPixels(), origin = image * pixels;
   const int64_t width = std::max<int64_t>(1, kBlock / (g.rows * kPanel)) * kPanel;  // of a block
-  const int64_t parts = Parts(g.batch * g.groups, g.channels);
-#pragma omp parallel
-  {
-    Block block;
-    std::vector<float> strip(g.rows * kRows);
-#pragma omp for collapse(3) schedule(dynamic)
-    for (int64_t image = 0; image < g.batch; ++image) {
-      for (int64_t group = 0; group < g.groups; ++group) {
-        for (int64_t part = 0; part < parts; ++part) {  // of the channels: nobody else adds to their planes
-          const int64_t start = part * g.channels / parts, stop = (part + 1) * g.channels / parts;
-          std::fill(dx + g.Input(image, group, start), dx + g.Input(image, group, stop), 0.0f);
-          for (int64_t first = 0; first < columns; first += width) {
-            const int64_t last = std::min(columns, first + width);
-            block.Pack(g.rows, last - first, [&](int64_t k, float* to) {
-              std::memcpy(to, dy + g.Output(image, group, k) + first, (last - first) * sizeof(float));
-            });
-            for (int64_t row = start * taps; row < stop * taps; row += kRows) {
-              const int count = std::min<int64_t>(kRows, stop * taps - row);
-              for (int64_t k = 0; k < g.rows; ++k) {
-                std::copy_n(weight + (group * g.rows + k) * depth + row, count, &strip[k * kRows]);
-              }
-              for (int64_t column = first; column < last; column += kPanel) {
-                const int64_t end = std::min(last, column + kPanel), origin = image * columns;
-                Tile tile = {};
-                Multiply(strip.data(), 1, kRows, count, block.Panel(column - first), g.rows, end - column, tile);
-                for (int r = 0; r < count; ++r) {
-                  g.Runs(group, row + r, origin + column, origin + end, [&](int64_t from, int64_t to, int64_t run) {
-                    for (int64_t i = 0; i < run; ++i) dx[to + i * g.stride] += tile.Row(r)[from + i];
-                  });
-                }
-              }
-            }
-          }
+  std::fill(dx + g.Input(image, group, channels.begin), dx + g.Input(image, group, channels.end), 0.0f);
+  for (int64_t first = 0; first < pixels; first += width) {
+    const int64_t last = std::min(pixels, first + width);
+    block.Pack(g.rows, last - first, [&](int64_t k, float* to) {
+      std::memcpy(to, dy + g.Output(image, group, k) + first, (last - first) * sizeof(float));
+    });
+    for (int64_t row = channels.begin * taps; row < channels.end * taps; row += kRows) {
+      const int count = std::min<int64_t>(kRows, channels.end * taps - row);
+      for (int64_t k = 0; k < g.rows; ++k) {
+        std::copy_n(weight + (group * g.rows + k) * depth + row, count, &strip[k * kRows]);
+      }
+      for (int64_t column = first; column < last; column += kPanel) {
+        const int64_t end = std::min(last, column + kPanel);
+        Tile tile = {};
+        Multiply(strip.data(), 1, kRows, count, block.Panel(column - first), g.rows, end - column, tile);
+        for (int i = 0; i < count; ++i) {
+          const float* values = tile.Row(i);
+          g.Runs(group, row + i, {origin + column, origin + end}, [=, &g](int64_t from, int64_t to, int64_t run) {
+            for (int64_t j = 0; j < run; ++j) dx[to + j * g.stride] += values[from + j];
+          });
         }
+      }
+    }
+  }
+}
+
+void Spread(const Geometry& g, const float* dy, const float* weight, float* dx) {
+  const int64_t parts = Parts(g.batch * g.groups, Ceil(g.channels, kRows));
+#pragma omp parallel for collapse(3) schedule(dynamic)
+  for (int64_t image = 0; image < g.batch; ++image) {
+    for (int64_t group = 0; group < g.groups; ++group) {
+      for (int64_t part = 0; part < parts; ++part) {
+        // Cut where tiles end, so that the order of sums is the same for all parts.
+        Spread(g, image, group, Share(part, parts, g.channels, kRows), dy, weight, dx);
       }
     }
   }
@@ -309,59 +326,62 @@ void Transpose(Lanes (&square)[kLanes]) {
   }
 }
 
+// The panel of columns of the matrix, turned over: row p has what the output pixel p of the image sees.
+void PackPixels(const Geometry& g, int64_t group, Range columns, Range pixels, const float* x, float* panel) {
+  thread_local std::vector<float> lines(kPanel * kRun);
+  const int64_t pitch = RoundUp(pixels.Size());
+  for (int64_t column = columns.begin; column < columns.end; ++column) {
+    g.Gather(x, group, column, pixels, &lines[(column - columns.begin) * pitch]);
+  }
+  for (int64_t pixel = 0; pixel < pitch; pixel += kLanes) {
+    for (int64_t side = 0; side < kPanel; side += kLanes) {
+      Lanes square[kLanes];
+      for (int i = 0; i < kLanes; ++i) square[i] = Load(&lines[(side + i) * pitch + pixel]);
+      Transpose(square);
+      for (int i = 0; i < kLanes; ++i) Store(square[i], &panel[(pixel + i) * kPanel + side]);
+    }
+  }
+}
+
+// A panel of columns of dweight, of one group; ``strips`` are kRows rows each.
+void WeightGradient(const Geometry& g, int64_t group, Range strips, Range columns, const float* x, const float* dy,
+                    float* dweight) {
+  thread_local std::vector<float> panel(kPanel * kRun);
+  const int64_t pixels = g.OutPixels();
+  std::vector<Tile> totals(strips.Size());
+  for (int64_t image = 0; image < g.batch; ++image) {
+    for (int64_t first = 0; first < pixels; first += kRun) {
+      const int64_t last = std::min(pixels, first + kRun), origin = image * pixels;
+      PackPixels(g, group, columns, {origin + first, origin + last}, x, panel.data());
+      for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
+        Tile tile = {}, &total = totals[strip - strips.begin];
+        Multiply(dy + g.Output(image, group, strip * kRows) + first, pixels, 1,
+                 std::min<int64_t>(kRows, g.rows - strip * kRows), panel.data(), last - first, columns.Size(), tile);
+        for (int i = 0; i < kRows; ++i) {
+          for (int j = 0; j < kWide; ++j) total.sums[i][j] += tile.sums[i][j];
+        }
+      }
+    }
+  }
+  for (int64_t row = strips.begin * kRows; row < std::min(g.rows, strips.end * kRows); ++row) {
+    std::copy_n(totals[row / kRows - strips.begin].Row(row % kRows), columns.Size(),
+                dweight + (group * g.rows + row) * g.Depth() + columns.begin);
+  }
+}
+
 }  // namespace
 
 // x, dy, weight, (stride, padding) → dweight
 OPERATOR(convolution_weight_grad) {
-  const float *x = Input(tensors, 0), *dy = Input(tensors, 1);
-  float* dweight = Output(tensors, 4);
   const Geometry g(shapes[0], shapes[2], shapes[1], Input(tensors, 3));
-  const int64_t depth = g.Depth(), panels = Ceil(depth, kPanel);
-  const int64_t strips = Ceil(g.rows, kRows), parts = Parts(g.groups * panels, strips);
-#pragma omp parallel
-  {
-    std::vector<float> lines(kPanel * kRun), panel(kPanel * kRun);
-    std::vector<Tile> totals;
-#pragma omp for collapse(3) schedule(dynamic)
-    for (int64_t group = 0; group < g.groups; ++group) {
-      for (int64_t i = 0; i < panels; ++i) {
-        for (int64_t part = 0; part < parts; ++part) {
-          const int64_t first = i * kPanel, last = std::min(depth, first + kPanel);
-          const int64_t start = part * strips / parts, stop = (part + 1) * strips / parts;
-          totals.assign(stop - start, {});
-          for (int64_t run = 0; run < g.batch * Ceil(g.OutPixels(), kRun); ++run) {
-            const int64_t image = run / Ceil(g.OutPixels(), kRun), begin = run % Ceil(g.OutPixels(), kRun) * kRun;
-            const int64_t end = std::min(g.OutPixels(), begin + kRun), pitch = RoundUp(end - begin);
-            for (int64_t column = first; column < last; ++column) {
-              const int64_t origin = image * g.OutPixels();
-              g.Gather(x, group, column, origin + begin, origin + end, &lines[(column - first) * pitch]);
-            }
-            for (int64_t pixel = 0; pixel < pitch; pixel += kLanes) {
-              for (int64_t side = 0; side < kPanel; side += kLanes) {
-                Lanes square[kLanes];
-                for (int r = 0; r < kLanes; ++r) square[r] = Load(&lines[(side + r) * pitch + pixel]);
-                Transpose(square);
-                for (int r = 0; r < kLanes; ++r) {
-                  Store(square[r], &panel[(pixel + r) * kPanel + side]);
-                }
-              }
-            }
-            for (int64_t strip = start; strip < stop; ++strip) {
-              const float* gradient = dy + g.Output(image, group, strip * kRows) + begin;
-              Tile tile = {};
-              Multiply(gradient, g.OutPixels(), 1, std::min<int64_t>(kRows, g.rows - strip * kRows), panel.data(),
-                       end - begin, last - first, tile);
-              Tile& total = totals[strip - start];
-              for (int r = 0; r < kRows; ++r) {
-                for (int j = 0; j < kWide; ++j) total.sums[r][j] += tile.sums[r][j];
-              }
-            }
-          }
-          for (int64_t row = start * kRows; row < std::min(g.rows, stop * kRows); ++row) {
-            std::copy_n(totals[row / kRows - start].Row(row % kRows), last - first,
-                        dweight + (group * g.rows + row) * depth + first);
-          }
-        }
+  const int64_t depth = g.Depth(), panels = Ceil(depth, kPanel), strips = Ceil(g.rows, kRows);
+  const int64_t parts = Parts(g.groups * panels, strips);
+#pragma omp parallel for collapse(3) schedule(dynamic)
+  for (int64_t group = 0; group < g.groups; ++group) {
+    for (int64_t i = 0; i < panels; ++i) {
+      for (int64_t part = 0; part < parts; ++part) {
+        WeightGradient(g, group, Share(part, parts, strips, 1), Share(i, panels, depth, kPanel), Input(tensors, 0),
+                       Input(tensors, 1), Output(tensors, 4));
       }
     }
   }

@@ -13,6 +13,7 @@ import simplejpeg
 from environments import environment
 from input_mixing import mixing
 from mindspore.dataset import vision
+from partial_decoding import decoder
 from PIL import Image, ImageOps
 from way import MEAN, NORMALIZE, STD, Way
 
@@ -125,15 +126,24 @@ def decoding(samples: Samples, cv2: ModuleType | None) -> list[Way]:
 
 
 def decoding_of_crops(samples: Samples) -> list[Way]:
-    """Crops of 55 % of the area; MindSpore's, which draws its own, tells what decoding only that part saves."""
+    """A crop of 55 % of the area, near the mean of the recipes' draws. MindSpore draws the place of its crop itself."""
     to_pixels, crop = vision.Decode(), vision.Crop((TOP, LEFT), (HEIGHT, WIDTH))
     partial = vision.RandomCropDecodeResize((HEIGHT, WIDTH), **BOX_DRAWS)
-    return [
+    found = [
         Way("decode a crop", "simplejpeg, all of it (used)",
             lambda i: decode(samples.files[i])[TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH]),
         Way("decode a crop", "MindSpore, all of it", lambda i: crop(to_pixels(samples.bytes[i]))),
         Way("decode a crop", "MindSpore, the crop alone", lambda i: partial(samples.bytes[i]), compared=False),
     ]  # fmt: skip
+    if decode_part := decoder(samples.folder):
+        all_of_it = 0, 0, *samples.pixels[0].shape[:2]
+        found += [
+            Way("decode a crop", "libjpeg-turbo from C, all of it",
+                lambda i: decode_part(samples.files[i], all_of_it)[TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH]),
+            Way("decode a crop", "libjpeg-turbo from C, the crop alone",
+                lambda i: decode_part(samples.files[i], BOX)),
+        ]  # fmt: skip
+    return found
 
 
 def resizing(samples: Samples, cv2: ModuleType | None) -> list[Way]:

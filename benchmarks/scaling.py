@@ -5,11 +5,13 @@
 
 Training runs are those of ``train.py`` as a user starts it (ranks by mpirun), one short epoch each on the embedded
 digits, enlarged to each size; a run's figure is the median of what it logs every four steps after the first step, which
-compiles. Ranks keep their batch size, so that perfect scaling is a straight line. Data workers read generated JPEGs
-with the Visformer recipe (see input_layout.py).
+compiles. Ranks keep their batch size, so that perfect scaling is a straight line; where they share the cores that one
+rank has alone, it is a flat one (see ranks.py). Data workers read generated JPEGs with the Visformer recipe (see
+input_layout.py).
 """
 
 import argparse
+import functools
 import os
 import re
 import shutil
@@ -57,9 +59,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     args = parser.parse_args()
 
-    def trained(batch: int, size: int, ranks: int) -> float:
-        return train(args.config, args.steps, batch, size, ranks)
-
+    trained = functools.cache(functools.partial(train, args.config, args.steps))  # the curves cross
     middle, small = args.batches[len(args.batches) // 2], args.sizes[0]
     points = [Point("batch size", batch, f"{small}², 1 rank", trained(batch, small, 1)) for batch in args.batches]
     points += [Point("resolution", size, f"batch {middle}, 1 rank", trained(middle, size, 1)) for size in args.sizes]

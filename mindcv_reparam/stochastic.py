@@ -81,7 +81,11 @@ class DropPath(Stochastic):
     def construct(self, x):
         if not self.training or self.rate == 0.0:
             return x
-        return x * (self.kept((x.shape[0], 1, 1, 1)).astype(x.dtype) * (1.0 / (1.0 - self.rate)))
+        return x * self.factors(x)
+
+    def factors(self, x: Tensor) -> Tensor:
+        """Of the next call, (N, 1, 1, 1): 0 for what is dropped, else 1 / (1 - rate)."""
+        return self.kept((x.shape[0], 1, 1, 1)).astype(x.dtype) * (1.0 / (1.0 - self.rate))
 
 
 def seed_masks(network: nn.Cell, seed: int, rank: int = 0) -> None:

@@ -10,9 +10,9 @@ from networks import NUM_CLASSES, SMALL, difference, random_images, randomise, s
 
 from mindcv_reparam.cpu import library as kernels
 from mindcv_reparam.cpu import use_kernels
-from mindcv_reparam.layers import GroupNorm, conv2d, gelu
+from mindcv_reparam.layers import GroupNorm, LayerScale, conv2d, gelu
 from mindcv_reparam.reparam import reparameterize
-from mindcv_reparam.stochastic import seed_masks
+from mindcv_reparam.stochastic import DropPath, seed_masks
 from mindcv_reparam.training.step import gradients_by_name
 
 TOLERANCE = 5e-6  # of the largest entry: that of sums in another order
@@ -148,6 +148,27 @@ def test_other_convolutions_are_left_alone():
 @pytest.mark.parametrize(("scale", "shift"), [(True, True), (True, False), (False, False)])
 def test_group_norm(scale, shift):
     assert_same(lambda: GroupNorm(6, scale=scale, shift=shift), (3, 6, 5, 7))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 9), (1, 5, 1, 1)])
+def test_layer_scale(shape):
+    assert_same(lambda: LayerScale((5, 1, 1), 1.0), shape)
+
+
+def test_stochastic_depth():
+    plain, fast = (nn.SequentialCell(DropPath(0.4)).set_train() for _ in range(2))
+    use_kernels(fast)
+    assert type(fast[0]) is not DropPath
+    x = random_images((9, 7), channels=5)
+    found = []
+    for net in (plain, fast):
+        seed_masks(net, seed=2)
+        found.append([*results(net, x), *(net(x).asnumpy() for _ in range(4))])
+        assert difference(net.set_train(False)(x), x) == 0.0
+    for actual, expected in zip(*found):
+        np.testing.assert_array_equal(actual, expected)
+    kept = np.stack([y[:, 0, 0, 0] for y in found[0][2:]]) != 0.0
+    assert 0 < kept.sum() < kept.size
 
 
 @pytest.mark.parametrize("family", SMALL)

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from .. import layers
+from .. import layers, stochastic
 from .library import library
 
 KERNEL_SIZES, STRIDES = (3, 7), (1, 2)  # of the depthwise convolutions that depthwise.cc instantiates
@@ -45,6 +45,10 @@ def _replacement(cell: nn.Cell) -> nn.Cell | None:
         return Conv2d(cell, kernel) if kernel else None
     if type(cell) is layers.GroupNorm:
         return GroupNorm(cell)
+    if type(cell) is layers.LayerScale:
+        return LayerScale(cell)
+    if type(cell) is stochastic.DropPath:
+        return DropPath(cell)
     return None
 
 
@@ -182,3 +186,41 @@ class GroupNorm(layers.GroupNorm):
     def construct(self, x):
         gamma = self.ones if self.gamma is None else self.gamma
         return self.normalise(x, gamma, self.zeros if self.beta is None else self.beta)
+
+
+class _Scale(nn.Cell):
+    """x (N, C, H, W), factors (C, 1, 1) or (N, 1, 1, 1) → x · factors"""
+
+    def __init__(self):
+        super().__init__()
+        self.product = _Kernel("scale", lambda x, factors: x)
+        self.factors_gradient = _Kernel("scale_grad", lambda x, dy, factors: factors)
+
+    def construct(self, x, factors):
+        return self.product(x, factors)
+
+    def bprop(self, x, factors, y, dy):
+        return self.product(dy, factors), self.factors_gradient(x, dy, factors)
+
+
+class LayerScale(layers.LayerScale):
+    def __init__(self, scale: layers.LayerScale):
+        super().__init__(scale.gamma.shape, 0.0)
+        self.gamma = scale.gamma
+        self.product = _Scale()
+
+    def construct(self, x):
+        return self.product(x, self.gamma.reshape((-1, 1, 1)))
+
+
+class DropPath(stochastic.DropPath):
+    def __init__(self, drop: stochastic.DropPath):
+        nn.Cell.__init__(self)  # the state is the other's
+        self.rate, self.state = drop.rate, drop.state
+        self.set_train(drop.training)
+        self.product = _Scale()
+
+    def construct(self, x):
+        if not self.training or self.rate == 0.0:
+            return x
+        return self.product(x, self.factors(x))

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--models visformer_tiny …] [--batches 1 8] [--calls 5] [--steps 1000]
 
-Frameworks and data are part of it. "growth" is that of our process from step 100 to the last of --steps training steps
-of the first model on small images.
+Frameworks and data are part of it; "above import" is what a process that only imports them leaves of it. "growth" is
+that of our process from step 100 to the last of --steps training steps of the first model on small images.
 """
 
 import argparse
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = ("visformer_tiny", "fastvit_t8", "poolformer_s12")
-HEADER = ("model", "batch", "task", "ours (MiB)", "PyTorch (MiB)", "ratio")
+HEADER = (
+    *("model", "batch", "task", "ours (MiB)", "PyTorch (MiB)", "ratio"),
+    *("ours above import (MiB)", "PyTorch above import (MiB)", "ratio above import"),
+)
 FORMS = {"inference": ("fused", "eager"), "training": ("step", "step")}
 
 
@@ -36,6 +39,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
 
+    size = (args.models[0], 1, args.threads)
+    imports = take_turns([ours("ours", "import", *size), timm("PyTorch, timm", "import", *size)], 1)
     results = {}
     for model in args.models:
         for batch in args.batches:
@@ -43,16 +48,25 @@ def main() -> int:
                 size = (model, batch, args.threads)
                 contenders = [ours("ours", form, *size), timm("PyTorch, timm", peer_form, *size)]
                 results[model, batch, task] = take_turns(contenders, args.calls)
-    rows = [
-        [model, str(batch), task, f"{one.peak:.0f}", f"{other.peak:.0f}", f"{one.peak / other.peak:.2f}"]
-        for (model, batch, task), (one, other) in results.items()
-    ]
+    rows = [["", "", "import", *compared(imports), "", "", ""]]
+    for (model, batch, task), contenders in results.items():
+        rows.append([model, str(batch), task, *compared(contenders), *compared(contenders, imports)])
     print(markdown(HEADER, rows))
-    growth = growth_of(ours("ours", "step", args.models[0], 4, args.threads, size=64), args.steps)
-    print(f"\ngrowth from step 100 to step {args.steps}: {growth:.1f} MiB")
+    growth = {}
+    for batch in args.batches:
+        growth[batch] = growth_of(ours("ours", "step", args.models[0], batch, args.threads, size=64), args.steps)
+        print(f"\ngrowth from step 100 to step {args.steps}, batch {batch}: {growth[batch]:.1f} MiB")
     save("memory", {"machine": machine("mindspore"), **vars(args), "growth": growth, "rows": [HEADER, *rows]},
-         lambda figure: draw(figure, results))  # fmt: skip
+         lambda figure: draw(figure, results, imports))  # fmt: skip
     return 0
+
+
+def compared(contenders: list[Contender], without: list[Contender] | None = None) -> list[str]:
+    """Our peak, PyTorch's and their ratio, both less the peaks of ``without``."""
+    one, other = (contender.peak for contender in contenders)
+    if without:
+        one, other = one - without[0].peak, other - without[1].peak
+    return [f"{one:.0f}", f"{other:.0f}", f"{one / other:.2f}"]
 
 
 def growth_of(contender: Contender, steps: int) -> float:
@@ -65,12 +79,14 @@ def growth_of(contender: Contender, steps: int) -> float:
         return contender.peak - before
 
 
-def draw(figure: "Figure", results: dict[tuple[str, int, str], list[Contender]]) -> None:
+def draw(figure: "Figure", results: dict[tuple[str, int, str], list[Contender]], imports: list[Contender]) -> None:
+    """Two bars per case; the grey part of each is the framework's."""
     axis = figure.subplots()
     labels = [f"{model}\n{task}, {batch}" for model, batch, task in results]
     for shift, side in ((-0.2, 0), (0.2, 1)):
         peaks = [contenders[side].peak for contenders in results.values()]
         axis.bar([place + shift for place in range(len(labels))], peaks, 0.4, label=("ours", "PyTorch")[side])
+        axis.bar([place + shift for place in range(len(labels))], imports[side].peak, 0.4, color="gray")
     axis.set_xticks(range(len(labels)), labels, rotation=60, fontsize=7)
     axis.set_ylabel("peak resident set, MiB")
     axis.legend()

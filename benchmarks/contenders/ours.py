@@ -1,6 +1,7 @@
 """This project's networks. Argument: JSON with model, hparams, size, batch, threads and form.
 
-form: "fused", "train-time" (for inference), "step" (of training), or "onnx", which writes ``file`` and ends.
+form: "fused", "train-time" (for inference), "step" (of training), "import" (calls that do nothing), or "onnx", which
+writes ``file`` and ends.
 """
 
 import json
@@ -25,6 +26,9 @@ def main(settings: dict) -> None:
     from mindcv_reparam import create_model, reparameterize
     from mindcv_reparam.cpu import use_kernels
 
+    if settings["form"] == "import":
+        serve(lambda: None)
+        return
     shape = (settings["batch"], 3, settings["size"], settings["size"])
     net = create_model(settings["model"], img_size=shape[2:], **settings["hparams"]).set_train(False)
     if settings["form"] in ("fused", "onnx"):

@@ -1,7 +1,7 @@
 """timm's networks in PyTorch. Argument: JSON with model, size, batch, threads and form.
 
-form: "eager" or "compiled" (fused by timm where it can, for inference), "step" (of training), or "onnx", which writes
-``file`` and ends.
+form: "eager" or "compiled" (fused by timm where it can, for inference), "step" (of training), "import" (calls that do
+nothing), or "onnx", which writes ``file`` and ends.
 """
 
 import json
@@ -20,6 +20,9 @@ from timm.utils.model import reparameterize_model
 settings = json.loads(sys.argv[1])
 torch.set_num_threads(settings["threads"])
 torch.manual_seed(0)
+if settings["form"] == "import":
+    serve(lambda: None)
+    sys.exit()
 net = timm.create_model(settings["model"])
 images = torch.randn(settings["batch"], 3, settings["size"], settings["size"])
 if settings["form"] == "step":

@@ -11,6 +11,7 @@ import math
 import zlib
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from .reparam import Reparameterizable
@@ -23,47 +24,72 @@ def _int32(value: int) -> int:
     return (value + 2**31) % 2**32 - 2**31
 
 
+def _constant(value: int) -> Tensor:
+    return Tensor(_int32(value), ms.int32)
+
+
 STEP = _int32(0x9E3779B9)  # 2^32 / golden ratio, odd
-_SPREAD = _int32(0x85EBCA6B)
-_MIX1, _MIX2 = _int32(0x85EBCA6B), _int32(0xC2B2AE35)
-_BITS = 24
+_STEP, _SIGN = _constant(STEP), _constant(2**31)
+_MIX1, _MIX2 = _constant(0x85EBCA6B), _constant(0xC2B2AE35)
+_13, _16, _LOW19, _LOW16 = _constant(13), _constant(16), _constant(2**19 - 1), _constant(2**16 - 1)
+_BITS = 24  # of a hash decide
+# Operators, as functions of `ops` take longer to compile, and a network has dozens of masks.
+_add, _mul, _xor, _and, _right_shift = ops.Add(), ops.Mul(), ops.BitwiseXor(), ops.BitwiseAnd(), ops.RightShift()
+_greater_equal, _assign, _cast, _zeros_like = ops.GreaterEqual(), ops.Assign(), ops.Cast(), ops.ZerosLike()
 
 
-class Stochastic(Reparameterizable, nn.Cell):
-    """A Cell that zeroes parts of its input with probability ``rate`` in training mode and is the identity otherwise.
+class Mask(nn.Cell):
+    """`_indices` → the next mask, of their shape: True with probability 1 - rate.
 
-    What is left is divided by 1 - rate. The state is no parameter of the network: it is neither trained nor averaged
-    nor part of the weights.
+    Its derivative is given, as zero: MindSpore would derive each of its operators, for a quarter of the time that a
+    training step takes to compile. The state is no parameter of the network: it is neither trained nor averaged nor
+    part of the weights.
     """
 
     def __init__(self, rate: float):
         super().__init__()
         number = next(_numbers)
-        self.rate = rate
         # In a tuple, or it would be among the network's parameters.
         self.state = (Parameter(Tensor(0, ms.int32), name=f"random_state_{number}", requires_grad=False),)
-        set_random_state(self, f"{ms.get_seed()} {number}")
+        self.threshold = _constant((int(rate * 2**_BITS) << 32 - _BITS) - 2**31)
+        self.restart(f"{ms.get_seed()} {number}")
 
-    def kept(self, shape: tuple[int, ...]) -> Tensor:
-        """The next mask: True with probability 1 - rate."""
-        state = self.state[0] + Tensor(STEP, ms.int32)
-        index = ops.arange(0, math.prod(shape), 1).astype(ms.int32) * Tensor(_SPREAD, ms.int32)
-        index = ops.depend(index, ops.assign(self.state[0], state))
-        bits = ops.bitwise_xor(index, state)
-        bits = ops.bitwise_xor(bits, _shifted(bits, 16)) * Tensor(_MIX1, ms.int32)
-        bits = ops.bitwise_xor(bits, _shifted(bits, 13)) * Tensor(_MIX2, ms.int32)
-        bits = ops.bitwise_xor(bits, _shifted(bits, 16))
-        return (_shifted(bits, 32 - _BITS) >= Tensor(int(self.rate * 2**_BITS), ms.int32)).reshape(shape)
+    def construct(self, indices):
+        state = _add(self.state[0], _STEP)
+        bits = _xor(ops.depend(indices, _assign(self.state[0], state)), state)
+        # Shifts to the right repeat int32's sign, which is taken off again.
+        bits = _mul(_xor(bits, _and(_right_shift(bits, _16), _LOW16)), _MIX1)
+        bits = _mul(_xor(bits, _and(_right_shift(bits, _13), _LOW19)), _MIX2)
+        bits = _xor(bits, _and(_right_shift(bits, _16), _LOW16))
+        return _greater_equal(_xor(bits, _SIGN), self.threshold)  # compares as if there was no sign
+
+    def bprop(self, indices, mask, gradient):
+        return (_zeros_like(indices),)
+
+    def restart(self, text: str) -> None:
+        self.state[0].set_data(Tensor(_int32(zlib.crc32(text.encode())), ms.int32))
+
+
+@ops.constexpr
+def _indices(shape: tuple[int, ...]) -> Tensor:
+    """The number of every element, spread over the whole numbers."""
+    numbers = np.arange(math.prod(shape), dtype=np.uint32) * np.uint32(0x85EBCA6B)
+    return Tensor(numbers.view(np.int32).reshape(shape))
+
+
+class Stochastic(Reparameterizable, nn.Cell):
+    """A Cell that zeroes parts of its input with probability ``rate`` in training mode and is the identity otherwise.
+
+    What is left is divided by 1 - rate.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.mask = Mask(rate)
 
     def fuse(self) -> nn.Cell:
         return nn.Identity()
-
-
-def _shifted(bits: Tensor, count: int) -> Tensor:
-    """A logical shift to the right; int32's own repeats the sign."""
-    return ops.bitwise_and(
-        ops.bitwise_right_shift(bits, Tensor(count, ms.int32)), Tensor(2 ** (32 - count) - 1, ms.int32)
-    )
 
 
 class Dropout(Stochastic):
@@ -72,7 +98,7 @@ class Dropout(Stochastic):
     def construct(self, x):
         if not self.training or self.rate == 0.0:
             return x
-        return x * self.kept(x.shape).astype(x.dtype) * (1.0 / (1.0 - self.rate))
+        return _mul(x, _mul(_cast(self.mask(_indices(x.shape)), x.dtype), 1.0 / (1.0 - self.rate)))
 
 
 class DropPath(Stochastic):
@@ -81,24 +107,22 @@ class DropPath(Stochastic):
     def construct(self, x):
         if not self.training or self.rate == 0.0:
             return x
-        return x * self.factors(x)
+        return _mul(x, self.factors(x))
 
     def factors(self, x: Tensor) -> Tensor:
         """Of the next call, (N, 1, 1, 1): 0 for what is dropped, else 1 / (1 - rate)."""
-        return self.kept((x.shape[0], 1, 1, 1)).astype(x.dtype) * (1.0 / (1.0 - self.rate))
+        return _mul(_cast(self.mask(_indices((x.shape[0], 1, 1, 1))), x.dtype), 1.0 / (1.0 - self.rate))
 
 
 def seed_masks(network: nn.Cell, seed: int, rank: int = 0) -> None:
     """Start the masks of a network over: functions of the seed, the rank and the place in the network alone."""
     for name, cell in network.cells_and_names():
         if isinstance(cell, Stochastic):
-            set_random_state(cell, f"{seed} {rank} {name}")
-
-
-def set_random_state(cell: Stochastic, text: str) -> None:
-    cell.state[0].set_data(Tensor(_int32(zlib.crc32(text.encode())), ms.int32))
+            cell.mask.restart(f"{seed} {rank} {name}")
 
 
 def mask_states(network: nn.Cell) -> dict[str, Parameter]:
     """The random states of a network by their places; they change with every training step."""
-    return {f"{name}.state": cell.state[0] for name, cell in network.cells_and_names() if isinstance(cell, Stochastic)}
+    return {
+        f"{name}.state": cell.mask.state[0] for name, cell in network.cells_and_names() if isinstance(cell, Stochastic)
+    }

@@ -216,7 +216,7 @@ class LayerScale(layers.LayerScale):
 class DropPath(stochastic.DropPath):
     def __init__(self, drop: stochastic.DropPath):
         nn.Cell.__init__(self)  # the state is the other's
-        self.rate, self.state = drop.rate, drop.state
+        self.rate, self.mask = drop.rate, drop.mask
         self.set_train(drop.training)
         self.product = _Scale()
 

@@ -35,7 +35,7 @@ def conv2d(
     groups: int = 1,
     bias: bool = False,
 ) -> nn.Conv2d:
-    """A convolution with symmetric zero padding, by default (kernel_size - 1) // 2."""
+    """A convolution with symmetric zero padding, by default (kernel_size - 1) // 2; its family draws the weights."""
     return nn.Conv2d(
         in_channels,
         out_channels,
@@ -46,14 +46,14 @@ def conv2d(
         dilation=1,
         group=groups,
         has_bias=bias,
-        weight_init="normal",
+        weight_init="zeros",
         bias_init="zeros",
     )
 
 
 def dense(in_channels: int, out_channels: int, bias: bool = True) -> nn.Dense:
-    """A fully connected layer on the last axis."""
-    return nn.Dense(in_channels, out_channels, weight_init="normal", bias_init="zeros", has_bias=bias, activation=None)
+    """A fully connected layer on the last axis; its family draws the weights."""
+    return nn.Dense(in_channels, out_channels, weight_init="zeros", bias_init="zeros", has_bias=bias, activation=None)
 
 
 def batch_norm(channels: int, eps: float = 1e-5) -> nn.BatchNorm2d:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
-from networks import arrays, difference, random_images, randomise
+from networks import SMALL, arrays, difference, random_images, randomise
 
+from mindcv_reparam import create_model
 from mindcv_reparam.layers import (
     Attention,
     ConvNorm,
@@ -147,3 +148,12 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
     rates = drop_path_rates(0.3, (1, 2, 1))
     assert [len(stage) for stage in rates] == [1, 2, 1]
     assert np.allclose(np.concatenate(rates), [0.0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_every_weight_is_drawn_by_its_family(family):
+    name, hyper_parameters = SMALL[family]
+    net = create_model(name, **hyper_parameters)
+    weights = [parameter for parameter in net.get_parameters() if parameter.ndim >= 2 and parameter.size > 1]
+    assert len(weights) > 8
+    assert not [weight.name for weight in weights if not weight.asnumpy().any()]

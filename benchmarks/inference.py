@@ -3,9 +3,9 @@
     python benchmarks/inference.py [--models visformer_tiny …] [--batches 1 8] [--rounds 9] [--compile]
         [--threads N] [--mindcv CHECKOUT]
 
-Peers run in environments of their own, made at the first run. Every contender is a process; a round is one call of
-each. "first" is the first call, compilation included. With other load on the machine, compare processor times, of
---threads 1: threads that wait for one another burn it.
+Peers run in environments of their own, made at the first run. Every contender is a process; in a round each wakes up,
+makes a call that does not count, and one that does. "first" is the first call, compilation included. With other load on
+the machine, compare processor times, of --threads 1: threads that wait for one another burn it.
 PyTorch's networks are fused by timm where it can. --compile adds torch.compile, whose first call takes a minute.
 """
 

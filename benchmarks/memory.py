@@ -71,11 +71,11 @@ def compared(contenders: list[Contender], without: list[Contender] | None = None
 
 def growth_of(contender: Contender, steps: int) -> float:
     with contender:
-        for _ in range(100):
-            contender.call()
+        for _ in range(100 // 2):  # a turn is two calls
+            contender.turn()
         before = contender.peak
-        for _ in range(100, steps):
-            contender.call()
+        for _ in range((steps - 100) // 2):
+            contender.turn()
         return contender.peak - before
 
 

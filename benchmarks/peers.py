@@ -68,14 +68,20 @@ class Contender:
         self.process.send_signal(signal.SIGSTOP)  # until its turn: some runtimes spin while they wait
         return self
 
-    def call(self) -> None:
-        before = processor_seconds(self.process.pid)
+    def turn(self) -> None:
+        """A call that fills caches and wakes threads again, and one that counts."""
         self.process.send_signal(signal.SIGCONT)
+        self.call()
+        before = processor_seconds(self.process.pid)
+        self.seconds.append(self.call())
+        self.processor.append(processor_seconds(self.process.pid) - before)
+        self.process.send_signal(signal.SIGSTOP)
+
+    def call(self) -> float:
+        """Seconds of a call of a process that is not stopped."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.seconds.append(self._answer())
-        self.process.send_signal(signal.SIGSTOP)
-        self.processor.append(processor_seconds(self.process.pid) - before)
+        return self._answer()
 
     def _answer(self) -> float:
         line = self.process.stdout.readline()
@@ -103,7 +109,7 @@ class Contender:
 
 
 def take_turns(contenders: Iterable[Contender], rounds: int) -> list[Contender]:
-    """Start all, let each make a second call that does not count, then ``rounds`` calls in turn."""
+    """Start all, then let each take its turn ``rounds`` times, after a round that does not count."""
     running = []
     with ExitStack() as stack:
         for contender in contenders:
@@ -111,7 +117,7 @@ def take_turns(contenders: Iterable[Contender], rounds: int) -> list[Contender]:
             running.append(stack.enter_context(contender))
         for number in range(rounds + 1):
             for contender in running:
-                contender.call()
+                contender.turn()
                 if number == 0:
                     contender.seconds.clear()
                     contender.processor.clear()

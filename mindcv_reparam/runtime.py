@@ -47,7 +47,9 @@ def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -
     if target == "CPU":
         _cap_onednn()
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of our kernels, read when MindSpore loads OpenMP
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads would hold up MindSpore's own
+        # Threads that spin for long would hold up MindSpore's own; between two kernels, waking them takes longer.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     ms = _import_mindspore()
     try:
         ms.set_device(target, launch.local_rank if target == "Ascend" else 0)

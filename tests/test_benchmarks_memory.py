@@ -34,8 +34,8 @@ def test_growth_is_what_the_steps_after_the_hundredth_add():
         def __exit__(self, *exception: object) -> None:
             pass
 
-        def call(self) -> None:
-            self.peak += 1.0 if len(self.seconds) < 100 else 0.5
+        def turn(self) -> None:  # of two calls
+            self.peak += 2.0 if len(self.seconds) < 50 else 1.0
             self.seconds.append(0.0)
 
     assert growth_of(Growing("", "", "", {}), steps=120) == 10.0

@@ -96,7 +96,9 @@ class Block {
     for (int64_t k = 0; k < depth; ++k) {
       gather(k, row_.data());
       for (int64_t p = 0; p < panels; ++p) {
-        std::memcpy(&data_[(p * depth + k) * kPanel], &row_[p * kPanel], kPanel * sizeof(float));
+        for (int j = 0; j < kWide; ++j) {
+          Store(Load(&row_[p * kPanel + j * kLanes]), &data_[(p * depth + k) * kPanel + j * kLanes]);
+        }
       }
     }
   }
@@ -197,7 +199,11 @@ void Convolve(const Geometry& g, int64_t group, Range rows, Range columns, const
         const int64_t image = from / pixels, to = std::min(end, (image + 1) * pixels);
         float* output = y + g.Output(image, group, row) + from - image * pixels;
         for (int i = 0; i < count; ++i) {
-          std::memcpy(output + i * pixels, tile.Row(i) + from - column, (to - from) * sizeof(float));
+          if (to - from == kPanel) {  // as a rule; of known length, it is no call
+            std::memcpy(output + i * pixels, tile.Row(i), kPanel * sizeof(float));
+          } else {
+            std::memcpy(output + i * pixels, tile.Row(i) + from - column, (to - from) * sizeof(float));
+          }
         }
         from = to;
       }

@@ -3,8 +3,8 @@
     python benchmarks/convolutions.py [--batch 32] [--rounds 9] [--threads N]
 
 Layers are those the networks spend their time in. Both sides take turns; the figure is the median of the rounds, in
-multiplications and additions per second (2 per weight and output pixel), of the convolution and of both its gradients. A
-call takes a millisecond of its own, so small batches tell less.
+multiplications and additions per second (2 per weight and output pixel), of the convolution and of both its gradients.
+A call takes a millisecond of its own, so small batches tell less.
 """
 
 import argparse

@@ -121,7 +121,7 @@ def test_convolutions_do_not_depend_on_the_number_of_threads(stride, groups):
     side = (33 - 3) // stride + 1
     x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 24, 33, 33), (45, 24 // groups, 3, 3)))
     dy = rng.normal(size=(3, 45, side, side)).astype(np.float32)
-    geometry, bias = np.array([stride, 0], np.float32), np.ones(45, np.float32)
+    geometry, bias = np.zeros((stride, 1), np.float32), np.ones(45, np.float32)
     results = []
     openmp = ctypes.CDLL("libgomp.so.1")
     before = openmp.omp_get_max_threads()

@@ -59,7 +59,7 @@ def _convolution(conv: nn.Conv2d) -> nn.Cell | None:
     if not plain or size != width or stride != across:
         return None
     if conv.group < conv.in_channels or conv.group == 1:
-        return _Convolution(size, stride, conv.padding, conv.has_bias)
+        return _Convolution(stride, conv.padding, conv.has_bias)
     if size in KERNEL_SIZES and stride in STRIDES and conv.padding == (size - 1) // 2:
         return _Depthwise(size, stride)
     return None
@@ -110,30 +110,35 @@ class _Depthwise(nn.Cell):
 
 
 class _Convolution(nn.Cell):
-    """x (N, C, H, W), weight (O, C / groups, k, k), bias (O,) → (N, O, H', W')"""
+    """x (N, C, H, W), weight (O, C / groups, k, k), bias (O,) → (N, O, H', W')
 
-    def __init__(self, size: int, stride: int, padding: int, has_bias: bool):
+    Stride and padding are the shape of an operand, (stride, padding + 1): MindSpore takes two operators of one name and
+    equal shapes for the same one.
+    """
+
+    def __init__(self, stride: int, padding: int, has_bias: bool):
         super().__init__()
         self.has_bias = has_bias
-        self.stride_and_padding = Tensor([stride, padding], ms.float32)
-
-        def shapes(x, weight, bias, stride_and_padding):
-            return [x[0], weight[0], *((side + 2 * padding - size) // stride + 1 for side in x[2:])]
-
-        self.forward = _Kernel("convolution", shapes, lambda x, weight, bias, stride_and_padding: x)
-        self.input_gradient = _Kernel("convolution_input_grad", lambda dy, weight, x, stride_and_padding: x)
-        self.weight_gradient = _Kernel("convolution_weight_grad", lambda x, dy, weight, stride_and_padding: weight)
+        self.geometry = Tensor(np.zeros((stride, padding + 1)), ms.float32)
+        self.forward = _Kernel("convolution", _convolved, lambda x, weight, bias, geometry: x)
+        self.input_gradient = _Kernel("convolution_input_grad", lambda dy, weight, x, geometry: x)
+        self.weight_gradient = _Kernel("convolution_weight_grad", lambda x, dy, weight, geometry: weight)
         self.bias_gradient = _Kernel("channel_sums", lambda dy: [dy[1]], lambda dy: dy)
 
     def construct(self, x, weight, bias):
-        return self.forward(x, weight, bias, self.stride_and_padding)
+        return self.forward(x, weight, bias, self.geometry)
 
     def bprop(self, x, weight, bias, y, dy):
         return (
-            self.input_gradient(dy, weight, x, self.stride_and_padding),
-            self.weight_gradient(x, dy, weight, self.stride_and_padding),
+            self.input_gradient(dy, weight, x, self.geometry),
+            self.weight_gradient(x, dy, weight, self.geometry),
             self.bias_gradient(dy) if self.has_bias else bias,
         )
+
+
+def _convolved(x: list[int], weight: list[int], bias: list[int], geometry: list[int]) -> list[int]:
+    stride, padding = geometry[0], geometry[1] - 1
+    return [x[0], weight[0], *((side + 2 * padding - weight[2]) // stride + 1 for side in x[2:])]
 
 
 class Conv2d(nn.Conv2d):

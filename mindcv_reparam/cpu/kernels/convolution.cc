@@ -117,10 +117,10 @@ struct Geometry {
   int64_t rows, out_height, out_width;             // output channels per group
   int64_t kernel, stride, padding;
 
-  Geometry(const int64_t* x, const int64_t* weight, const int64_t* y, const float* stride_and_padding)
+  Geometry(const int64_t* x, const int64_t* weight, const int64_t* y, const int64_t* stride_and_padding)
       : batch(x[0]), groups(x[1] / weight[1]), channels(weight[1]), height(x[2]), width(x[3]),
         rows(weight[0] / groups), out_height(y[2]), out_width(y[3]), kernel(weight[2]),
-        stride(stride_and_padding[0]), padding(stride_and_padding[1]) {
+        stride(stride_and_padding[0]), padding(stride_and_padding[1] - 1) {
     if (Pointwise()) {  // where a line of pixels ends has no meaning then
       width = out_width = height * width;
       height = out_height = 1;
@@ -290,17 +290,17 @@ void Spread(const Geometry& g, const float* dy, const float* weight, float* dx) 
 
 }  // namespace
 
-// x, weight, bias, (stride, padding) → y
+// x, weight, bias, a tensor of shape (stride, padding + 1) → y
 OPERATOR(convolution) {
-  const Geometry g(shapes[0], shapes[1], shapes[4], Input(tensors, 3));
+  const Geometry g(shapes[0], shapes[1], shapes[4], shapes[3]);
   Convolve(g, Input(tensors, 0), Input(tensors, 1), Input(tensors, 2), Output(tensors, 4));
   return 0;
 }
 
-// dy, weight, x, (stride, padding) → dx
+// dy, weight, x, a tensor of shape (stride, padding + 1) → dx
 OPERATOR(convolution_input_grad) {
   const float *dy = Input(tensors, 0), *weight = Input(tensors, 1);
-  const Geometry g(shapes[2], shapes[1], shapes[0], Input(tensors, 3));
+  const Geometry g(shapes[2], shapes[1], shapes[0], shapes[3]);
   if (g.stride == 1 && g.padding < g.kernel) {
     const std::vector<float> zeros(g.groups * g.channels);
     Convolve(g.Adjoint(), dy, AdjointWeights(g, weight).data(), zeros.data(), Output(tensors, 4));
@@ -377,9 +377,9 @@ void WeightGradient(const Geometry& g, int64_t group, Range strips, Range column
 
 }  // namespace
 
-// x, dy, weight, (stride, padding) → dweight
+// x, dy, weight, a tensor of shape (stride, padding + 1) → dweight
 OPERATOR(convolution_weight_grad) {
-  const Geometry g(shapes[0], shapes[2], shapes[1], Input(tensors, 3));
+  const Geometry g(shapes[0], shapes[2], shapes[1], shapes[3]);
   const int64_t depth = g.Depth(), panels = Ceil(depth, kPanel), strips = Ceil(g.rows, kRows);
   const int64_t parts = Parts(g.groups * panels, strips);
 #pragma omp parallel for collapse(3) schedule(dynamic)

@@ -38,12 +38,33 @@ _add, _mul, _xor, _and, _right_shift = ops.Add(), ops.Mul(), ops.BitwiseXor(), o
 _greater_equal, _assign, _cast, _zeros_like = ops.GreaterEqual(), ops.Assign(), ops.Cast(), ops.ZerosLike()
 
 
+class _Hash(nn.Cell):
+    """Numbers of elements and a state → True with probability 1 - rate, for each.
+
+    Its derivative is given, as zero: MindSpore would derive each of its operators, for a quarter of the time that a
+    training step takes to compile.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.threshold = _constant((int(rate * 2**_BITS) << 32 - _BITS) - 2**31)
+
+    def construct(self, indices, state):
+        bits = _xor(indices, state)
+        # Shifts to the right repeat int32's sign, which is taken off again.
+        bits = _mul(_xor(bits, _and(_right_shift(bits, _16), _LOW16)), _MIX1)
+        bits = _mul(_xor(bits, _and(_right_shift(bits, _13), _LOW19)), _MIX2)
+        bits = _xor(bits, _and(_right_shift(bits, _16), _LOW16))
+        return _greater_equal(_xor(bits, _SIGN), self.threshold)  # compares as if there was no sign
+
+    def bprop(self, indices, state, mask, gradient):
+        return _zeros_like(indices), _zeros_like(state)
+
+
 class Mask(nn.Cell):
     """`_indices` → the next mask, of their shape: True with probability 1 - rate.
 
-    Its derivative is given, as zero: MindSpore would derive each of its operators, for a quarter of the time that a
-    training step takes to compile. The state is no parameter of the network: it is neither trained nor averaged nor
-    part of the weights.
+    The state is no parameter of the network: it is neither trained nor averaged nor part of the weights.
     """
 
     def __init__(self, rate: float):
@@ -51,20 +72,12 @@ class Mask(nn.Cell):
         number = next(_numbers)
         # In a tuple, or it would be among the network's parameters.
         self.state = (Parameter(Tensor(0, ms.int32), name=f"random_state_{number}", requires_grad=False),)
-        self.threshold = _constant((int(rate * 2**_BITS) << 32 - _BITS) - 2**31)
+        self.hash = _Hash(rate)
         self.restart(f"{ms.get_seed()} {number}")
 
     def construct(self, indices):
         state = _add(self.state[0], _STEP)
-        bits = _xor(ops.depend(indices, _assign(self.state[0], state)), state)
-        # Shifts to the right repeat int32's sign, which is taken off again.
-        bits = _mul(_xor(bits, _and(_right_shift(bits, _16), _LOW16)), _MIX1)
-        bits = _mul(_xor(bits, _and(_right_shift(bits, _13), _LOW19)), _MIX2)
-        bits = _xor(bits, _and(_right_shift(bits, _16), _LOW16))
-        return _greater_equal(_xor(bits, _SIGN), self.threshold)  # compares as if there was no sign
-
-    def bprop(self, indices, mask, gradient):
-        return (_zeros_like(indices),)
+        return self.hash(ops.depend(indices, _assign(self.state[0], state)), state)
 
     def restart(self, text: str) -> None:
         self.state[0].set_data(Tensor(_int32(zlib.crc32(text.encode())), ms.int32))

@@ -13,8 +13,6 @@ numbers are left out.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,13 +25,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peers import torch_python
-from random_weights import randomise
+from model_table import randomise
+from peers import Case, torch, write_onnx
 from report import line, markdown
 
-from mindcv_reparam.errors import Parser, UserError, run_script
-from mindcv_reparam.registry import create_model, list_models, matching_models, model_info
+from mindcv_reparam.errors import Parser, run_script
+from mindcv_reparam.registry import list_models, matching_models, model_info
 from mindcv_reparam.runtime import prepare
+from mindcv_reparam.zoo import create_model
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -81,14 +80,12 @@ def main() -> int:
 
 
 def _row(net: "nn.Cell", name: str, peer: Counter[str] | None) -> list[str]:
-    import onnx
-
-    from mindcv_reparam.deploy.compare import largest_difference
-    from mindcv_reparam.deploy.manifest import TensorSpec
-    from mindcv_reparam.deploy.mindir import write_mindir
-    from mindcv_reparam.deploy.onnx import export_onnx
-    from mindcv_reparam.deploy.runners import cell_program, mindspore_program, onnxruntime_program
+    from mindcv_reparam.bundle.manifest import TensorSpec
+    from mindcv_reparam.export.mindir import write_mindir
+    from mindcv_reparam.export.onnx import export_onnx
     from mindcv_reparam.reparam import reparameterize
+    from mindcv_reparam.run.compare import largest_difference
+    from mindcv_reparam.run.runners import cell_program, mindspore_program, onnxruntime_program
 
     net, size = reparameterize(randomise(net)), model_info(name).input_size
     rng = np.random.default_rng(0)
@@ -99,18 +96,21 @@ def _row(net: "nn.Cell", name: str, peer: Counter[str] | None) -> list[str]:
         export_onnx(mindir, path, opset=OPSET)
         programs = mindspore_program(mindir), onnxruntime_program(path)
         differences = [largest_difference(cell_program(net), program, trials) for program in programs]
-        operators = _counted(node.op_type for node in onnx.load(path).graph.node)
+        found = operators(path)
         sizes = [file.stat().st_size / 1e6 for file in (mindir, path)]
     return [
         " / ".join(f"{size:.1f}" for size in sizes),
         " / ".join(f"{difference:.0e}" for difference in differences),
-        *(_compared(operators, peer, kinds) for kinds in OPERATORS.values()),
-        _compared(operators, peer),
+        *(_compared(found, peer, kinds) for kinds in OPERATORS.values()),
+        _compared(found, peer),
     ]
 
 
-def _counted(nodes: Iterable[str]) -> Counter[str]:
-    return Counter(node for node in nodes if node not in ("Constant", "Identity"))
+def operators(file: Path) -> Counter[str]:
+    import onnx
+
+    kinds = (node.op_type for node in onnx.load(file).graph.node)
+    return Counter(kind for kind in kinds if kind not in ("Constant", "Identity"))
 
 
 def _compared(ours: Counter[str], peer: Counter[str] | None, kinds: Iterable[str] | None = None) -> str:
@@ -128,12 +128,10 @@ def timm_operators(names: Iterable[str]) -> dict[str, Counter[str]]:
     """What timm's exports of those models consist of that it has, by its names."""
     known = (*VISFORMERS, *list_models("poolformer_*"), *list_models("fastvit_*"))
     wanted = dict.fromkeys(_peer(name) for name in names if _peer(name) in known)
-    script = Path(__file__).with_name("timm_operators.py")
-    exported = subprocess.run([torch_python(), script, *wanted], capture_output=True, text=True)
-    if exported.returncode:
-        raise UserError(f"timm's export failed: {exported.stderr.strip().splitlines()[-1]}")
-    found = [json.loads(line) for line in exported.stdout.splitlines() if line.startswith("{")]
-    return {row["name"]: _counted(row["operators"]) for row in found}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in wanted:
+            write_onnx(torch("", "onnx", Case(name, batch=1, threads=1)), Path(folder, name), dynamic=True)
+        return {name: operators(Path(folder, name)) for name in wanted}
 
 
 if __name__ == "__main__":

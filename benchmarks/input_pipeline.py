@@ -2,6 +2,7 @@
 
     python benchmarks/input_pipeline.py [--workers 2] [--rounds 5] [--images 2048] [--data_dir FOLDER]
         [--mindcv CHECKOUT] [--recipes visformer fastvit]
+    python benchmarks/input_pipeline.py --layouts 1 2 4 [--rounds 5] [--images 2048]
 
 Without a folder it writes its own images: JPEGs of 500×375 pixels and about 77 KB. The peers run in environments of
 their own, made at the first run: MindCV from PyPI (or a checkout) beside this project's MindSpore, timm with PyTorch.
@@ -10,6 +11,10 @@ load from elsewhere meets all of them. The first epoch of each and the first bat
 
 Processor time (of all threads and worker processes) is the robust figure on a machine with other load; "per core" is
 its inverse.
+
+``--layouts`` compares how workers could be laid out instead: our threads and processes by their number, on files and on
+a tar archive of them, MindSpore's dataset, and its autotune, on the same batches of the Visformer recipe; and
+MindSpore's own operators, which have no such recipe, on random crop and flip, beside ours with the same.
 """
 
 import argparse
@@ -18,7 +23,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +37,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from environments import environment
-from processor import processor_seconds
+from peers import processor_seconds
 from report import machine, markdown, save
 
 from mindcv_reparam.errors import Parser, UserError, run_script
@@ -112,36 +119,89 @@ def main() -> int:
     parser.add_argument("--data_dir", help="image folder with train/ and a folder per class; default: generated images")
     parser.add_argument("--mindcv", default="", help="a checkout of MindCV; default: its release on PyPI")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["visformer", "fastvit"])
+    parser.add_argument("--layouts", type=int, nargs="+", help="numbers of workers: compare layouts instead of peers")
     args = parser.parse_args()
-    mindcv = sys.executable if args.mindcv else environment("mindcv", ["mindcv==0.3.0"], beside_project=True)
-    timm = environment("timm", TIMM)
 
-    results: dict[str, dict[str, list[Epoch]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         if args.data_dir is None:
             write_images(Path(folder), args.images)
-        data, workers = args.data_dir or folder, str(args.workers)
-        decoders = [
-            Pipeline(f"{decoder}, {workers} threads", sys.executable, "decoding.py", data, workers, decoder)
-            for decoder in ("mindspore", "pillow", "simplejpeg")
-        ]
-        results["decoding alone"] = measure(decoders, args.rounds)
-        for recipe in args.recipes:
-            settings = json.dumps({**RECIPES[recipe], "batch_size": BATCH, "num_classes": 1000})
-            pipelines = [
-                Pipeline("MindCV", mindcv, "mindcv_recipe.py", settings, data, workers, args.mindcv),
-                Pipeline("timm", timm, "timm_recipe.py", settings, data, workers),
-                Pipeline("ours, threads", sys.executable, "ours.py", settings, data, workers, "threads"),
-                Pipeline("ours, processes", sys.executable, "ours.py", settings, data, workers, "processes"),
-            ]
-            results[recipe] = measure(pipelines, args.rounds)
-    print(markdown(HEADER, [row for recipe in results for row in rows(recipe, results[recipe])]))
+        data = args.data_dir or folder
+        packed = os.path.join(folder, "packed")
+        results = laid_out(data, packed, args.layouts, args.rounds) if args.layouts else against_peers(data, args)
+    header = HEADER[:-2] if args.layouts else HEADER  # the last two compare with MindCV
+    print(markdown(header, [row[: len(header)] for recipe in results for row in rows(recipe, results[recipe])]))
     plain = {
         recipe: {name: [asdict(one) for one in some] for name, some in of.items()} for recipe, of in results.items()
     }
-    save("input_pipeline", {"machine": machine("pillow", "numba", "simplejpeg"), **vars(args), "epochs": plain},
-         lambda figure: draw(figure, results))  # fmt: skip
+    save(
+        "input_layout" if args.layouts else "input_pipeline",
+        {"machine": machine("mindspore", "pillow", "numba", "simplejpeg"), **vars(args), "epochs": plain},
+        lambda figure: draw(figure, results),
+    )
     return 0
+
+
+def against_peers(folder: str, args: argparse.Namespace) -> dict[str, dict[str, list[Epoch]]]:
+    """Epochs by recipe and pipeline; decoding alone comes first."""
+    mindcv = sys.executable if args.mindcv else environment("mindcv", ["mindcv==0.3.0"], beside_project=True)
+    timm = environment("timm", TIMM)
+    workers = str(args.workers)
+    decoders = [
+        Pipeline(f"{decoder}, {workers} threads", sys.executable, "decoding.py", folder, workers, decoder)
+        for decoder in ("mindspore", "pillow", "simplejpeg")
+    ]
+    results = {"decoding alone": measure(decoders, args.rounds)}
+    for recipe in args.recipes:
+        pipelines = [
+            Pipeline("MindCV", mindcv, "mindcv_recipe.py", settings(recipe), folder, workers, args.mindcv),
+            Pipeline("timm", timm, "timm_recipe.py", settings(recipe), folder, workers),
+            ours("ours, threads", recipe, folder, workers, "threads"),
+            ours("ours, processes", recipe, folder, workers, "processes"),
+        ]
+        results[recipe] = measure(pipelines, args.rounds)
+    return results
+
+
+def laid_out(folder: str, packed: str, counts: Sequence[int], rounds: int) -> dict[str, dict[str, list[Epoch]]]:
+    """Epochs by recipe and layout. MindSpore's dataset and its operators have as many threads as there are cores.
+
+    Args:
+        packed: where an archive of the folder's images is made.
+    """
+    os.makedirs(packed)
+    with tarfile.open(os.path.join(packed, "train.tar"), "w") as archive:
+        archive.add(os.path.join(folder, "train"), ".")
+    cores = str(len(os.sched_getaffinity(0)))
+    in_mindspore = [dataset(f"MindSpore's, {how}", "visformer", folder, cores, how) for how in ("fixed", "autotune")]
+    plain = [
+        ours(f"threads {cores}", "crop and flip", folder, cores, "threads"),
+        dataset("MindSpore's operators", "crop and flip", folder, cores, "operators"),
+    ]
+    return {
+        "visformer": measure([*layouts(folder, counts), *layouts(packed, counts, "archive, "), *in_mindspore], rounds),
+        "crop and flip": measure(plain, rounds),
+    }
+
+
+def layouts(folder: str, counts: Sequence[int], what: str = "") -> list[Pipeline]:
+    """Ours with the Visformer recipe, named by kind and number of workers: "threads 2"."""
+    return [
+        ours(f"{what}{kind} {count}", "visformer", folder, str(count), kind)
+        for kind in ("threads", "processes")
+        for count in counts
+    ]
+
+
+def ours(name: str, recipe: str, folder: str, workers: str, kind: str) -> Pipeline:
+    return Pipeline(name, sys.executable, "ours.py", settings(recipe), folder, workers, kind)
+
+
+def dataset(name: str, recipe: str, folder: str, workers: str, how: str) -> Pipeline:
+    return Pipeline(name, sys.executable, "mindspore_dataset.py", settings(recipe), folder, workers, how)
+
+
+def settings(recipe: str) -> str:
+    return json.dumps({**RECIPES[recipe], "batch_size": BATCH, "num_classes": 1000})
 
 
 def write_images(folder: Path, count: int) -> None:

@@ -10,7 +10,7 @@ network's, relative to the largest logit: fp32 on CPU, one image, random weights
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +18,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from random_weights import randomise
 from report import line, markdown
 
 from mindcv_reparam.complexity import STATES, Cost, Measured, cost, count_parameters, record
-from mindcv_reparam.deploy.compare import difference
-from mindcv_reparam.deploy.runners import cell_program
 from mindcv_reparam.errors import Parser, run_script
-from mindcv_reparam.registry import create_model, matching_models, model_info
+from mindcv_reparam.registry import matching_models, model_info
+from mindcv_reparam.run.runners import cell_program
 from mindcv_reparam.runtime import prepare
+from mindcv_reparam.tensors import relative_difference
+from mindcv_reparam.zoo import create_model
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -55,7 +55,7 @@ def main() -> int:
         size = model_info(name).input_size
         images = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
         params, costs, logits = {}, {}, {}
-        for state, net in _states(name):
+        for state, net in states(name):
             params[state] = count_parameters(net)
             costs[state] = cost(net, images.shape)
             logits[state] = cell_program(net)(images)
@@ -66,11 +66,31 @@ def main() -> int:
     return 0
 
 
-def _states(name: str) -> Iterator[tuple[str, "nn.Cell"]]:
+def randomise(net: "nn.Cell") -> "nn.Cell":
+    """Give every parameter random numbers under which no fold is an identity, and activations neither vanish nor
+    explode; returns the network."""
+    import mindspore as ms
+
+    rng = np.random.default_rng(0)
+    for parameter in net.get_parameters():
+        leaf, shape = parameter.name.rsplit(".", 1)[-1], parameter.shape
+        if leaf == "moving_variance":
+            value = rng.uniform(0.5, 1.5, shape)
+        elif leaf == "gamma":
+            value = rng.uniform(0.1, 0.5, shape) * rng.choice([-1.0, 1.0], shape)
+        elif leaf in ("moving_mean", "beta", "bias"):
+            value = rng.normal(0.0, 0.1, shape)
+        else:
+            value = rng.normal(0.0, np.prod(shape[1:]) ** -0.5, shape)
+        parameter.set_data(ms.Tensor(value, ms.float32))
+    return net
+
+
+def states(name: str, fill: Callable[["nn.Cell"], "nn.Cell"] = randomise) -> Iterator[tuple[str, "nn.Cell"]]:
     """The network as it trains, with random parameters, and re-parameterized at each level."""
     from mindcv_reparam.reparam import LEVELS, reparameterize
 
-    net = randomise(create_model(name)).set_train(False)
+    net = fill(create_model(name)).set_train(False)
     yield "train", net
     for level in LEVELS:
         yield level, reparameterize(net, level)
@@ -79,7 +99,7 @@ def _states(name: str) -> Iterator[tuple[str, "nn.Cell"]]:
 def _row(
     name: str, params: dict[str, int], costs: dict[str, Cost], logits: dict[str, tuple[np.ndarray, ...]]
 ) -> list[str]:
-    differences = [difference("logits", logits["train"], logits[state]) for state in STATES[1:]]
+    differences = [relative_difference(logits["train"], logits[state]) for state in STATES[1:]]
     return [
         name,
         " / ".join(f"{params[state] / 1e6:.3f}" for state in STATES),

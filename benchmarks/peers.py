@@ -1,5 +1,6 @@
-"""This project, MindCV and PyTorch with timm as contenders: processes that make one call when told, taking turns."""
+"""Networks of this project and of its peers as contenders: processes that make one call when told, taking turns."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,29 +14,74 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from environments import environment
-from processor import processor_seconds
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.registry import model_info
 
 CONTENDERS = Path(__file__).parent / "contenders"
 TORCH = ("torch==2.13.0", "torchvision==0.28.0", "timm==1.0.24", "onnx==1.17.0", "onnxruntime==1.31.1", "numpy==1.26.4")
+# The script of the networks in PyTorch, by what a network is for.
+IN_TORCH = {"classification": "timm_network.py", "detection": "transformers_network.py"}
+TRANSFORMERS = (
+    *("torch==2.13.0", "transformers==4.57.1", "scipy==1.15.3", "pillow==13.0.0"),  # its losses want the last two
+    *("onnx==1.17.0", "onnxruntime==1.31.1", "numpy==1.26.4"),
+)
 # timm's network of the same computation (mmpretrain's RIFormer is a PoolFormer with an operator in place of pooling).
 TIMM = {"riformer_s12": "poolformer_s12"}
 MINDCV = ("visformer_tiny", "poolformer_s12")
 # timm's Visformer has the exact GELU.
 HPARAMS = {"visformer_tiny": {"gelu": "exact"}}
+_TICK = os.sysconf("SC_CLK_TCK")
 
 
-def input_size(model: str) -> int:
-    return 256 if model.startswith("fastvit") else 224
+def processor_seconds(root: int) -> float:
+    """User and system time so far of process ``root``, of its living descendants and of those they have waited for."""
+    parents, spent = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
+            parents[int(folder.name)] = int(fields[1])
+            spent[int(folder.name)] = sum(map(int, fields[11:15])) / _TICK
+    family = {root}
+    while children := {process for process, parent in parents.items() if parent in family} - family:
+        family |= children
+    return sum(spent.get(process, 0.0) for process in family)
 
 
-def torch_python() -> Path:
+def torch_python(model: str) -> Path:
+    """Of the environment in which PyTorch has the model."""
+    if model_info(model).task == "detection":
+        return environment("transformers", TRANSFORMERS)
     return environment("peers", TORCH)
 
 
 def mindcv_python(checkout: str) -> Path:
     return Path(sys.executable) if checkout else environment("mindcv", ["mindcv==0.3.0"], beside_project=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every contender of a comparison computes."""
+
+    model: str
+    batch: int
+    threads: int
+    size: int | None = None  # pixels, a side; None: what the model is made for
+    drop_rate: float = 0.0  # dropout where the family has it, in timm that before the classifier
+    weights: str = ""  # folder of those that all contenders share; none: each has its own random ones
+
+    def settings(self, form: str, model: str | None = None) -> dict[str, object]:
+        return {
+            "form": form,
+            "model": model or self.model,
+            "size": self.size or model_info(self.model).input_size,
+            "batch": self.batch,
+            "threads": self.threads,
+            "weights": self.weights,
+        }
 
 
 @dataclass
@@ -131,28 +177,56 @@ def ratio(one: Contender, other: Contender, key: str = "seconds") -> float:
     return statistics.median(a / b for a, b in zip(getattr(one, key), getattr(other, key)))
 
 
-def ours(name: str, form: str, model: str, batch: int, threads: int, **more: object) -> Contender:
-    settings = {"form": form, "model": model, "size": input_size(model), "batch": batch, "threads": threads}
-    return Contender(name, sys.executable, "ours.py", {**settings, "hparams": HPARAMS.get(model, {}), **more})
+def ours(name: str, form: str, case: Case, environ: Mapping[str, str] | None = None) -> Contender:
+    dropout = {"drop_rate": case.drop_rate} if case.drop_rate else {}
+    settings = {**case.settings(form), "hparams": {**HPARAMS.get(case.model, {}), **dropout}}
+    return Contender(name, sys.executable, "ours.py", settings, environ or {})
 
 
-def timm(name: str, form: str, model: str, batch: int, threads: int) -> Contender:
-    settings = {"form": form, "model": TIMM.get(model, model), "size": input_size(model), "batch": batch}
-    return Contender(name, torch_python(), "timm_network.py", {**settings, "threads": threads})
+def torch(name: str, form: str, case: Case) -> Contender:
+    script = IN_TORCH[model_info(case.model).task]
+    settings = {**case.settings(form, TIMM.get(case.model)), "drop_rate": case.drop_rate}
+    return Contender(name, torch_python(case.model), script, settings)
 
 
-def mindcv(name: str, form: str, model: str, batch: int, threads: int, checkout: str) -> Contender:
-    settings = {"form": form, "model": model, "size": input_size(model), "batch": batch, "threads": threads}
+def shared_weights(case: Case, folder: Path) -> Case:
+    """A detector's case with random weights of PyTorch's in ``folder``, and the same converted, as ``ours.ckpt``; any
+    other case as it is. Raises UserError when they cannot be written."""
+    if model_info(case.model).task != "detection":
+        return case
+    from mindcv_reparam.__main__ import main as command
+
+    case = dataclasses.replace(case, weights=str(folder))
+    side = case.settings("weights")["size"]
+    run_once(torch("", "weights", case))
+    command(["convert", str(folder / "model.safetensors"), "-o", str(folder / "ours.ckpt"), "--img_size", str(side)])
+    return case
+
+
+def mindcv(name: str, form: str, case: Case, checkout: str) -> Contender:
     # Without the limit its convolutions are a hundred times slower, see mindcv_reparam/runtime.py.
     limit = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    return Contender(name, mindcv_python(checkout), "mindcv_network.py", {**settings, "checkout": checkout}, limit)
+    settings = {**case.settings(form), "checkout": checkout}
+    return Contender(name, mindcv_python(checkout), "mindcv_network.py", settings, limit)
 
 
-def onnx(name: str, exporter: Contender, file: Path) -> Contender:
+def onnx(name: str, exporter: Contender, case: Case, file: Path) -> Contender:
     """What an exporter (form "onnx") writes, in onnxruntime."""
-    settings = {**exporter.settings, "form": "onnx", "file": str(file)}
-    command = [exporter.python, CONTENDERS / exporter.script, json.dumps(settings)]
+    write_onnx(exporter, file)
+    python = torch_python(case.model)
+    return Contender(name, python, "onnx_file.py", {**exporter.settings, "file": str(file)})
+
+
+def write_onnx(exporter: Contender, file: Path, dynamic: bool = False) -> None:
+    """What a contender of form "onnx" has instead of calls. Raises UserError when it fails."""
+    run_once(exporter, file=str(file), dynamic=dynamic)
+
+
+def run_once(contender: Contender, **more: object) -> str:
+    """What a contender prints of a form that does something once. Raises UserError when it fails."""
+    command = [contender.python, CONTENDERS / contender.script, json.dumps({**contender.settings, **more})]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
-        raise UserError(f"{name}: the export failed: {run.stderr.strip().splitlines()[-1]}")
-    return Contender(name, torch_python(), "onnx_file.py", settings)
+        what = f"{contender.settings['form']} of {contender.settings['model']}"
+        raise UserError(f"{what}: {contender.script} failed: {run.stderr.strip().splitlines()[-1]}")
+    return run.stdout

@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mindcv_reparam.deploy.manifest import Manifest, read_manifest  # noqa: E402
+from mindcv_reparam.bundle.manifest import Manifest, read_manifest  # noqa: E402
 from mindcv_reparam.errors import Parser, run_script  # noqa: E402
 from mindcv_reparam.files import written_whole  # noqa: E402
 
@@ -117,7 +117,7 @@ def _untrained_bundle(folder: Path) -> Path:
     )
     subprocess.run([sys.executable, "-c", code, str(checkpoint)], check=True, env=_environment())
     export = [sys.executable, str(ROOT / "export.py"), "--ckpt_path", str(checkpoint), "--output", str(folder)]
-    export += ["--file_format", "ONNX", "--batch_size", "dynamic"]
+    export += ["--file_format", "ONNX", "--export_batch_size", "dynamic"]
     subprocess.run(export, check=True, env=_environment(), stdout=subprocess.DEVNULL)
     return folder
 

@@ -6,15 +6,16 @@ MindSpore import.
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
-    "create_model": "registry",
+    "create_model": "zoo",
     "list_models": "registry",
     "reparameterize": "reparam",
     "load_checkpoint": "checkpoint",
+    "register_family": "registry",
 }
-__all__ = ["__version__", "create_model", "list_models", "load_checkpoint", "reparameterize"]
+__all__ = ["__version__", "create_model", "list_models", "load_checkpoint", "register_family", "reparameterize"]
 
 
 def __getattr__(name: str) -> object:

@@ -13,19 +13,18 @@ import dataclasses
 import importlib
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .files import written_whole
-from .registry import MODELS
+from mindcv_reparam.files import written_whole
+from mindcv_reparam.plain_paths import plain_folder
+from mindcv_reparam.registry import list_models
 
 if TYPE_CHECKING:
     from mindspore import nn
-    from mindspore.train.mind_ir_pb2 import ModelProto, NodeProto
 
 MEASURED = Path(__file__).with_name("complexity.json")
 STATES = ("train", "branches", "full")  # of a network: as it trains, and re-parameterized at either level
@@ -44,7 +43,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model of the zoo costs, with 1000 classes."""
+    """What a model of the zoo costs, with the classes of the data set that it is published for."""
 
     params: dict[str, int]  # trainable, by state
     macs: int  # fully fused, for one image of the model's input size
@@ -62,7 +61,7 @@ def cost(net: "nn.Cell", shape: tuple[int, int, int, int]) -> Cost:
     shapes = {parameter.name: tuple(parameter.dims) for parameter in model.graph.parameter}
     shapes |= {entry.name: tuple(entry.tensor[0].dims) for entry in model.graph.input}
     shapes |= {node.output[0]: _shape(node) for node in model.graph.node}
-    macs, counts = 0, Counter()
+    macs, counts = 0, Counter[str]()
     for node in model.graph.node:
         operator = operators.get(node.op_type.removeprefix("REF::"), node.op_type)
         if operator not in _BOOKKEEPING:
@@ -74,27 +73,27 @@ def cost(net: "nn.Cell", shape: tuple[int, int, int, int]) -> Cost:
 def measured() -> dict[str, Measured]:
     """What was measured, by name, in the order of the registry."""
     rows = json.loads(MEASURED.read_text())
-    return {name: Measured(**rows[name]) for name in MODELS if name in rows}
+    return {name: Measured(**rows[name]) for name in list_models() if name in rows}
 
 
 def record(rows: Mapping[str, Measured]) -> None:
     """Keep what was measured, one model a line, beside the rows of other models."""
     rows = {**measured(), **rows}
-    lines = [f'  "{name}": {json.dumps(dataclasses.asdict(rows[name]))}' for name in MODELS if name in rows]
+    lines = [f'  "{name}": {json.dumps(dataclasses.asdict(rows[name]))}' for name in list_models() if name in rows]
     with written_whole(MEASURED) as temporary:
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _exported(net: "nn.Cell", shape: tuple[int, int, int, int]) -> "ModelProto":
+def _exported(net: "nn.Cell", shape: tuple[int, int, int, int]) -> Any:
     ms = importlib.import_module("mindspore")
-    seen = []
-    with tempfile.TemporaryDirectory() as folder:
+    seen: list[Any] = []
+    with plain_folder() as folder:
         example = ms.ops.zeros(shape, ms.float32)
         ms.export(net, example, file_name=f"{folder}/graph", file_format="MINDIR", custom_func=seen.append)
     return seen[0]
 
 
-def _shape(node: "NodeProto") -> tuple[int, ...]:
+def _shape(node: Any) -> tuple[int, ...]:
     """Of the (first) output; constants have it in their value."""
     tensors = [tensor for attribute in node.attribute for tensor in attribute.tensors]
     return tuple(tensors[0].dims) if tensors else ()
@@ -107,6 +106,8 @@ def _macs(operator: str, output: tuple[int, ...], inputs: list[tuple[int, ...]])
     if operator in ("MatMul", "BatchMatMul"):
         # Transposed or not, the last two axes of the left operand are the rows of the output and the summed axis.
         return math.prod(output) * math.prod(inputs[0][-2:]) // output[-2]
-    if "MatMul" in operator or "Conv" in operator or operator == "Dense":
+    if operator == "Dense":
+        return math.prod(output) * inputs[0][-1]
+    if "MatMul" in operator or "Conv" in operator:
         raise NotImplementedError(f"no rule for the multiply-accumulates of {operator}")
     return 0

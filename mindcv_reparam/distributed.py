@@ -5,34 +5,41 @@
 ========  ========  ==========================================================================================
 launcher  device    how the processes find each other
 ========  ========  ==========================================================================================
-mpirun    CPU       MPI broadcasts an address, rank 0 serves a ``TCPStore`` there, MPI is left again
+mpirun    CPU       MPI broadcasts an address, rank 0 serves a ``TCPStore`` there, MPI is left again; before MindSpore
+                    2.9, ``init()`` and a scheduler process that rank 0 starts there
 mpirun    Ascend    MindSpore's own ``init()`` on MPI
 msrun     CPU, NPU  MindSpore's own ``init()`` and the scheduler process that msrun starts
 ========  ========  ==========================================================================================
 
-``init()`` under mpirun is not supported by MindSpore on CPU. The ``TCPStore`` needs no scheduler process, so nothing
-can outlive the job, and it is ready in seconds.
+``init()`` under mpirun is not supported by MindSpore on CPU. The ``TCPStore`` needs no scheduler process, and it is
+ready in seconds; the scheduler takes the seconds of one more import of MindSpore. Nothing outlives the job.
 """
 
 import atexit
-import ctypes
+import contextlib
 import hashlib
+import logging
 import os
-import signal
 import socket
+import struct
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import NoReturn
+from dataclasses import dataclass, field, replace
+from typing import NoReturn, Protocol, Self
 
 import numpy as np
 
+from mindcv_reparam import joining, scheduler, votes, watch
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.guardian import Guardian, guard
+from mindcv_reparam.hosts import check_names, check_port, check_scheduler, local_ranks
+from mindcv_reparam.meeting import Meeting
 
-_RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 _LOG_LEVEL, _ERROR = "GLOG_v", "3"  # MindSpore's log level
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+_HOST_NAME = 64  # bytes of a host's name, as in Linux
+_ADDRESS = struct.Struct("<4si8s")  # of IPv4, a port and a token: whole words of 32 bits
+
+_log = logging.getLogger(__name__)
 
 # the variables that hold rank, size and local rank
 _MSRUN = ("MS_NODE_ID", "MS_WORKER_NUM", "DEVICE_ID")
@@ -85,8 +92,8 @@ def set_environment() -> None:
         return
     # Building a cluster logs dozens of warnings per rank about connections that are retried.
     os.environ.setdefault(_LOG_LEVEL, _ERROR)
-    # A rank waits 30 s for the others in a collective on CPU before it fails: less than compiling a large network, or
-    # writing a checkpoint, may take on one of them. A rank that died is the launcher's to notice.
+    # A rank waits 30 s for the others in a collective on CPU before it fails, which MindSpore 2.9 and older do whatever
+    # this says: ``gather`` has the ranks meet before. A rank that died is the launcher's to notice.
     os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "3600")
     # Seconds from heartbeat to heartbeat to msrun's scheduler, and so until a rank sees that the cluster is complete.
     os.environ.setdefault("MS_RETRY_INTERVAL_LOWER", "1")
@@ -95,15 +102,53 @@ def set_environment() -> None:
         os.environ.setdefault("MS_NODE_TIMEOUT", "15")
 
 
+class Ranks(Protocol):
+    """The processes of a job as the other rooms see them; :class:`Distributed` is the real one."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def is_main(self) -> bool: ...
+
+    def sum(self, values: np.ndarray | Iterable[float]) -> np.ndarray: ...
+
+    def gather(self, words: np.ndarray) -> np.ndarray: ...
+
+    def barrier(self) -> None: ...
+
+    def ballot(self) -> votes.Ballot | None: ...
+
+    def check_identical(self, parameters: Iterable[tuple[str, np.ndarray]]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Distributed:
-    """This process among the ``size`` processes of the job. Every method is collective: all ranks must call it."""
+    """This process among the ``size`` processes of the job. Every method is collective: all ranks must call it.
+
+    A context manager: a job that goes well ends by ``close``. What goes wrong in the only process ends its watch, since
+    the process may live on, in a notebook; one of several ends, watched to its end, which may wait for the others.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     launcher: str = "single"
-    _store: object = field(default=None, repr=False, compare=False)  # rank 0's serves the others while it lives
+    # what joined the cluster: rank 0's serves the others until it ends, msrun's workers' looks for their scheduler
+    _store: object = field(default=None, repr=False, compare=False)
+    _meeting: Meeting | None = field(default=None, repr=False, compare=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.close()
+        elif self.size == 1:
+            watch.end()
 
     @property
     def is_main(self) -> bool:
@@ -122,6 +167,8 @@ class Distributed:
         """(n,) int32 of this rank → (size, n) of all ranks. The CPU's collectives know few types; bits are bits."""
         if self.size == 1:
             return words[None]
+        if self._meeting:
+            self._meeting.wait()
         import mindspore as ms
 
         return ms.ops.AllGather()(ms.Tensor(words[None])).asnumpy()
@@ -129,6 +176,19 @@ class Distributed:
     def barrier(self) -> None:
         """Wait until every rank has come here."""
         self.gather(np.zeros(1, np.int32))
+
+    def ballot(self) -> votes.Ballot | None:
+        """What the ranks agree by without the device; None for a single one, or where they cannot connect."""
+        if self.size == 1:
+            return None
+        links = _links(self)
+        if not links:
+            if self.is_main:
+                _log.warning(
+                    "the ranks cannot connect by TCP: a signal to one of them takes effect at a line of the log"
+                )
+            return None
+        return votes.Ballot(links, presides=self.is_main)
 
     def check_identical(self, parameters: Iterable[tuple[str, np.ndarray]]) -> None:
         """Raise a UserError on all ranks if a parameter's name, shape, type or a single bit differs between ranks."""
@@ -158,17 +218,82 @@ class Distributed:
         if self.size > 1:
             from mindspore.communication import release
 
+            watch.at("the end, where all ranks meet")
             self.barrier()
-            release()
+            if isinstance(self._store, Guardian):
+                self._store.end()
+            if isinstance(self._store, scheduler.Scheduled):
+                self._store.leave()
+            else:
+                release()
+        watch.end()
 
 
-def start(distribute: bool | None, device_target: str) -> Distributed:
+def start(distribute: bool | None, device_target: str, stall_timeout: float = 0.0) -> Distributed:
     """Join the other processes of the job; to be called once, after the device is set and before the first Tensor.
 
     ``set_environment`` comes before the import of mindspore. ``distribute`` None means as launched; a value that
-    contradicts the launch is a UserError. msrun's scheduler process does its whole work in here and leaves.
+    contradicts the launch is a UserError. msrun's scheduler process does its whole work in here and leaves. From here
+    to ``close`` the process is watched: after ``stall_timeout`` seconds without progress it ends (0: never).
     """
+    ranks = _join(distribute, device_target)
+    watch.begin(_watch_of(ranks, stall_timeout))
+    return replace(ranks, _meeting=_meeting_of(ranks)) if device_target == "CPU" and ranks.size > 1 else ranks
+
+
+def _watch_of(ranks: Distributed, seconds: float) -> watch.Watch:
+    """What tells every rank of the others."""
+    if ranks.size == 1:
+        return watch.Watch(0, 1, seconds)
+    listener, main, token = _meet(ranks, socket.SOCK_DGRAM)
+    return watch.Watch(ranks.rank, ranks.size, seconds, main, token, listener)
+
+
+def _meeting_of(ranks: Distributed) -> Meeting | None:
+    """Where ranks wait outside of collectives; None where they cannot connect, and have to be quick."""
+    links = _links(ranks)
+    return Meeting(links, presides=ranks.is_main) if links else None
+
+
+def _links(ranks: Distributed) -> list[socket.socket]:
+    """Connections of rank 0 with every other rank; none on all of them where one cannot connect. Collective."""
+    listener, address, token = _meet(ranks, socket.SOCK_STREAM)
+    links: list[socket.socket] = []
+    if address:
+        with contextlib.suppress(OSError):
+            links = votes.connect(ranks.rank, ranks.size, address, token, listener)
+    if ranks.sum([bool(links)])[0] == ranks.size:
+        return links
+    for link in links:
+        link.close()
+    return []
+
+
+def _meet(ranks: Distributed, kind: socket.SocketKind) -> tuple[socket.socket | None, tuple[str, int] | None, bytes]:
+    """A new socket of rank 0, its address and eight bytes that all ranks know; no address where there is no route.
+    Collective."""
+    name = socket.gethostname().encode()[:_HOST_NAME].ljust(_HOST_NAME, b"\0")
+    hosts = [row.tobytes().rstrip(b"\0").decode() for row in ranks.gather(np.frombuffer(name, np.int32))]
+    here = local_ranks(os.environ, ranks.size)
+    check_names(hosts, ranks.gather(np.array([here], np.int32))[:, 0].tolist())
+    packed, listener = bytes(_ADDRESS.size), None
+    if ranks.is_main:
+        with contextlib.suppress(OSError, UserError):
+            given = os.environ.get("MS_SCHED_HOST") if len({*hosts}) > 1 else None
+            address = socket.gethostbyname(given or joining.address_towards(hosts))
+            listener = socket.socket(socket.AF_INET, kind)
+            listener.bind(("127.0.0.1" if len({*hosts}) == 1 else "", 0))
+            if kind == socket.SOCK_STREAM:
+                listener.listen(ranks.size)
+            packed = _ADDRESS.pack(socket.inet_aton(address), listener.getsockname()[1], os.urandom(8))
+    address, port, token = _ADDRESS.unpack(ranks.gather(np.frombuffer(packed, np.int32))[0].tobytes())
+    return listener, (socket.inet_ntoa(address), port) if port else None, token
+
+
+def _join(distribute: bool | None, device_target: str) -> Distributed:
     launch = launched()
+    if launch.launcher == "msrun":
+        check_scheduler(os.environ, launch.size)
     if launch.is_scheduler:
         _schedule()
     if distribute and launch.launcher == "single":
@@ -179,13 +304,18 @@ def start(distribute: bool | None, device_target: str) -> Distributed:
         return Distributed(launcher=launch.launcher, local_rank=launch.local_rank)
 
     store = None
+    if launch.launcher == "mpirun":
+        scheduler.die_with_parent()  # mpirun, which itself does not see to it
     if launch.launcher == "mpirun" and device_target == "CPU":
-        _die_with_launcher()
-        store = _join_by_store(launch)
+        store = joining.join(launch.rank, launch.size)
     else:
+        guardian = guard(os.environ, launch.rank) if launch.launcher == "msrun" else None
         from mindspore.communication import init
 
         init()
+        if guardian:
+            guardian.joined()
+            store = guardian
     from mindspore.communication import get_group_size, get_rank
 
     if os.environ.get(_LOG_LEVEL) == _ERROR:
@@ -197,6 +327,7 @@ def start(distribute: bool | None, device_target: str) -> Distributed:
 
 def _schedule() -> NoReturn:
     """Be msrun's scheduler: until every rank has left."""
+    check_port(os.environ)
     from mindspore.communication import init
 
     try:
@@ -206,67 +337,6 @@ def _schedule() -> NoReturn:
     sys.exit(0)
 
 
-def _join_by_store(launch: Launch) -> object:
-    """Build MindSpore's CPU cluster on a key-value store that rank 0 serves."""
-    host, port = _agree_on_address(launch)
-    # The function under mint.distributed.init_process_group, which lets only Ascend through.
-    from mindspore.communication.management import _init_with_store
-    from mindspore.mint.distributed import TCPStore
-
-    store = TCPStore(
-        host_name=host,
-        port=port,
-        world_size=launch.size,
-        is_master=launch.rank == 0,
-        timeout=_RENDEZVOUS_TIMEOUT,
-        wait_for_workers=True,
-    )
-    _init_with_store("mccl", _RENDEZVOUS_TIMEOUT, launch.size, launch.rank, store)
-    return store
-
-
-def _agree_on_address(launch: Launch) -> tuple[str, int]:
-    """An address of rank 0 that all ranks can reach, and a port free there, by MPI.
-
-    MPI is finalized at once: left to the end of the process, it would make a rank that failed wait for the others.
-    """
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        raise UserError(f"mpirun needs the package mpi4py, built for the same MPI: {error}") from error
-    world = MPI.COMM_WORLD
-    if world.size != launch.size:
-        raise UserError(
-            f"mpirun started {launch.size} processes, mpi4py sees {world.size}: they belong to two MPI installations; "
-            f"use the mpirun in {os.path.join(sys.prefix, 'bin')}"
-        )
-    hosts = world.allgather(socket.gethostname())
-    address = None
-    if launch.rank == 0:
-        address = os.environ.get("MS_SCHED_HOST") or _address_towards(hosts)
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            address = address, probe.getsockname()[1]
-    address = world.bcast(address)
-    MPI.Finalize()
-    return address
-
-
-def _address_towards(hosts: list[str]) -> str:
-    """The IPv4 address by which the other ``hosts`` reach this one, the first of them."""
-    others = [host for host in hosts if host != hosts[0]]
-    if not others:
-        return "127.0.0.1"
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((others[0], 9))  # sends nothing: the kernel only looks up the route
-            return probe.getsockname()[0]
-    except OSError as error:
-        raise UserError(
-            f"{hosts[0]} finds no route to {others[0]} ({error}): give its address by mpirun -x MS_SCHED_HOST=ADDRESS"
-        ) from error
-
-
 def _silence_stderr() -> None:
     """Drop what MindSpore logs while it is torn down, with no regard to the log level.
 
@@ -274,9 +344,3 @@ def _silence_stderr() -> None:
     """
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _die_with_launcher() -> None:
-    """Have the kernel end this process when mpirun is killed, which mpirun itself does not see to."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -11,16 +11,19 @@ weights, trained or fused, becomes one with these weights. Every network says wh
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from mindspore import nn
 
-from .errors import UserError
-from .reparam import Reparameterizable, replace_children
-from .stochastic import Stochastic
+from mindcv_reparam.errors import UserError, shortened
+from mindcv_reparam.reparam import Reparameterizable, replace_children
+from mindcv_reparam.stochastic import Stochastic
+from mindcv_reparam.suggestions import suggestion
+from mindcv_reparam.tree import copy_of
 
 IndexMode = Literal["stages", "mmpretrain"]
+_BACKBONE = "backbone"  # what a detector calls its own
 
 
 def feature_network(
@@ -44,15 +47,14 @@ def feature_network(
             stages and the downsamplings between them, 0 to 6, even numbers being the stages.
 
     Raises:
-        UserError: an index or frozen_stages is out of range.
+        UserError: an index or frozen_stages is out of range, or the network is no classifier.
     """
+    _check_stages(net)
     stages = net.feature_info
     infos = stages if index_mode == "stages" else [stages[(i + 1) // 2] for i in range(2 * len(stages) - 1)]
     indices = _chosen(out_indices, len(infos))
-    if not -1 <= frozen_stages <= len(stages):
-        raise UserError(f"frozen_stages {frozen_stages} is out of range: the network has {len(stages)} stages")
-
-    features = replace_children(net)
+    _check_frozen(frozen_stages, len(stages))
+    features = copy_of(net)
     if frozen_stages >= 0:
         _freeze(features, trained=[part for stage in stages[frozen_stages:] for part in stage["parts"]])
     for part in net.head_parts:
@@ -64,8 +66,47 @@ def feature_network(
         [net.output_norm(info["channels"]) if i in normed else nn.Identity() for i, info in enumerate(infos)]
     )
     features.out_indices = indices
+    features.stage_parts = tuple(tuple(stage["parts"]) for stage in stages)
     features.feature_info = [{key: infos[i][key] for key in ("channels", "stride")} for i in indices]
     return features
+
+
+def lacking_parts(net: nn.Cell) -> list[str]:
+    """What a network that has ``forward_stages`` lacks of the above, as it was built."""
+    if not hasattr(net, "forward_stages"):
+        return []
+    infos = getattr(net, "feature_info", None)
+    if not infos:
+        return ["feature_info"]
+    keys = ("channels", "stride", "parts")
+    lacking = [f"{key} in feature_info[{i}]" for i, info in enumerate(infos) for key in keys if key not in info]
+    return lacking + [f"the part {part!r}" for part in (net.classifier, *net.head_parts) if not hasattr(net, part)]
+
+
+def _check_stages(net: nn.Cell) -> None:
+    if not hasattr(net, "forward_stages"):
+        raise UserError(f"{type(net).__name__} is no classifier: neither features_only nor num_classes 0 is for it")
+
+
+def pooled_network(net: nn.Cell) -> nn.Cell:
+    """A network that returns what the classifier of ``net`` sees, (N, channels). The result is independent of it; its
+    parameters have the names they have there, those of the classifier are gone.
+
+    Raises:
+        UserError: the network is no classifier.
+    """
+    _check_stages(net)
+    pooled = replace_children(net, **{net.classifier: nn.Identity()})
+    object.__setattr__(pooled, "__class__", _feature_class(type(net), Pooled))
+    return pooled
+
+
+class Pooled(Reparameterizable):
+    """What distinguishes a network without classifier from the one it is made of."""
+
+    def fuse(self) -> nn.Cell:
+        """Nothing folds at the root, where the last norm would fold into the classifier: it stays."""
+        return copy_of(self)
 
 
 class Features(Reparameterizable):
@@ -82,7 +123,7 @@ class Features(Reparameterizable):
 
     def fuse(self) -> nn.Cell:
         """Nothing folds at the root, where the network would fold its last norm into the head."""
-        return replace_children(self)
+        return copy_of(self)
 
 
 class InterleavedFeatures(Features):
@@ -96,8 +137,8 @@ _BASES: dict[str, type[Features]] = {"stages": Features, "mmpretrain": Interleav
 
 
 @functools.cache
-def _feature_class(network: type[nn.Cell], base: type[Features]) -> type[nn.Cell]:
-    return type(f"{network.__name__}Features", (base, network), {})
+def _feature_class(network: type[nn.Cell], base: type[Reparameterizable]) -> type[nn.Cell]:
+    return type(f"{network.__name__}{base.__name__}", (base, network), {})
 
 
 def _chosen(out_indices: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
@@ -110,14 +151,83 @@ def _chosen(out_indices: int | Sequence[int] | None, count: int) -> tuple[int, .
     return tuple(i % count for i in indices)
 
 
+def in_backbone(name: str) -> bool:
+    """Whether a parameter of this name is one of a detector's backbone."""
+    return name.startswith(name_in_backbone(""))
+
+
+def name_in_backbone(name: str) -> str:
+    """What a detector calls the parameter that its backbone alone calls ``name``."""
+    return f"{_BACKBONE}.{name}"
+
+
+def backbone_of(net: nn.Cell, setting: str, instead: str) -> nn.Cell:
+    """The backbone of a detector. Raises UserError, with what is for it and what to do, where there is none."""
+    backbone = getattr(net, _BACKBONE, None)
+    if backbone is None:
+        raise UserError(f"{setting} for a detector's backbone, and this model has none: {instead}")
+    return backbone
+
+
+def freeze(net: nn.Cell, frozen_stages: int = -1, norms: bool = False, names: Sequence[str] = ()) -> None:
+    """Freeze parts of a network, in place and before its first call: no gradient, the norms keep the statistics that
+    they have, dropout and stochastic depth are off.
+
+    Args:
+        frozen_stages: as in `feature_network`, of what a detector calls its ``backbone``, or else of the network.
+        norms: every batch normalisation there keeps its statistics, its scale and its shift, as is usual with few
+            images per device.
+        names: what the names of parameters begin with, up to a dot: ``stages.0`` is not ``stages.01``. ``backbone`` is
+            a detector's, of another network everything but the classifier.
+
+    Raises:
+        UserError: the network has no such stages or names, or nothing is left that learns.
+    """
+    body = getattr(net, _BACKBONE, net)
+    parts = getattr(body, "stage_parts", None) or [stage["parts"] for stage in getattr(body, "feature_info", ())]
+    _check_frozen(frozen_stages, len(parts))
+    if frozen_stages >= 0:
+        _freeze(body, ["norms", *(part for stage in parts[frozen_stages:] for part in stage)])
+    if norms:
+        for _, cell in body.cells_and_names():
+            if isinstance(cell, nn.BatchNorm2d):
+                cell.use_batch_statistics = False
+                cell.gamma.requires_grad = cell.beta.requires_grad = False
+    for name in names:
+        if name == _BACKBONE and body is net:
+            _freeze_where(net, lambda one: not f"{one}.".startswith(f"{net.classifier}."))
+        else:
+            _freeze_named(net, name)
+    if not net.trainable_params():
+        raise UserError("everything is frozen, so that nothing would learn: leave something out of freeze")
+
+
+def _freeze_named(net: nn.Cell, name: str) -> None:
+    known = [parameter.name for parameter in net.get_parameters()]
+    if not any(f"{one}.".startswith(f"{name}.") for one in known):
+        parts = {".".join(one.split(".")[:depth]) for one in known for depth in range(1, one.count(".") + 2)}
+        raise UserError(f"freeze: the network has nothing called {shortened(name)}{suggestion(name, sorted(parts))}")
+    _freeze_where(net, lambda one: f"{one}.".startswith(f"{name}."))
+
+
+def _check_frozen(frozen_stages: int, stages: int) -> None:
+    if not -1 <= frozen_stages <= stages:
+        raise UserError(f"frozen_stages {frozen_stages} is out of range: the network has {stages} stages")
+
+
 def _freeze(net: nn.Cell, trained: Iterable[str]) -> None:
     """Freeze everything but the named parts and the head."""
     free = tuple(f"{part}." for part in (*trained, *net.head_parts))
+    _freeze_where(net, lambda name: not f"{name}.".startswith(free))
+
+
+def _freeze_where(net: nn.Cell, frozen: Callable[[str], bool]) -> None:
+    """Freeze the parameters and cells whose names are ``frozen``."""
     for name, parameter in net.parameters_and_names():
-        if not f"{name}.".startswith(free):
+        if frozen(name):
             parameter.requires_grad = False
     for name, cell in net.cells_and_names():
-        if f"{name}.".startswith(free):
+        if not frozen(name):
             continue
         # Not by set_train: the caller's own set_train(True) would undo it.
         if isinstance(cell, nn.BatchNorm2d):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.kinds import kind_of, mistaken
 
 _SHOWN = 4  # files in a message
 
@@ -89,9 +90,11 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def check_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Raise UserError where there is no file, with a hint at the checkpoints that are there; before MindSpore is
-    imported, which takes seconds."""
+    """Raise UserError where there is no file, with a hint at the checkpoints that are there, or one that is known to be
+    something else; before MindSpore is imported, which takes seconds."""
     if os.path.isfile(path):
+        if kind_of(path) not in ("checkpoint", None):
+            raise UserError(mistaken(path, "whole checkpoint"))
         return
     folder = Path(path) if os.path.isdir(path) else Path(path).parent
     found = sorted(file.name for file in folder.glob("*.ckpt"))[:_SHOWN] if folder.is_dir() else []
@@ -100,10 +103,31 @@ def check_checkpoint(path: str | os.PathLike[str]) -> None:
 
 def set_aside(folder: Path, marker: str) -> None:
     """Rename a folder that holds ``marker`` to the first free ``folder.1``, ``folder.2`` …, so that nothing in it is
-    lost to a new run of the same name."""
+    lost to a new run of the same name; an empty folder takes its place. Of a link, that is the folder it leads to.
+
+    Raises:
+        UserError: the file system refused (a mount point, no permission).
+    """
     if not (folder / marker).exists():
         return
+    folder = folder.resolve()
     number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
     earlier = folder.with_name(f"{folder.name}.{number}")
-    folder.rename(earlier)
+    try:
+        folder.rename(earlier)
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"{folder} holds an earlier run and cannot be renamed to {earlier.name} ({error.strerror}): name another "
+            "folder, for example one in it"
+        ) from error
     _log.info("%s held an earlier run, which is now %s", folder, earlier)
+
+
+def cache_folder() -> Path:
+    """Of this package, by the XDG base directory specification. Raises UserError where nobody has a home."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    home = Path(os.path.expanduser("~"))  # as it is where nothing says whose home it is
+    if not named.is_absolute() and not home.is_absolute():
+        raise UserError("there is no home folder to keep it in; set XDG_CACHE_HOME to a folder of yours")
+    return (named if named.is_absolute() else home / ".cache") / "mindcv_reparam"

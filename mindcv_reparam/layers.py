@@ -10,12 +10,14 @@ from typing import Literal
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+from mindspore.common.initializer import Uniform, initializer
 
-from . import fusion
-from .errors import UserError
-from .reparam import Reparameterizable, float64_parameter, replace_children
-from .stochastic import Dropout, DropPath
+from mindcv_reparam import fusion
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.private import Float32
+from mindcv_reparam.reparam import Reparameterizable, float64_parameter, replace_children
+from mindcv_reparam.runtime import limit_onednn
+from mindcv_reparam.stochastic import Dropout, DropPath
 
 Gelu = Literal["exact", "tanh"]
 
@@ -36,6 +38,7 @@ def conv2d(
     bias: bool = False,
 ) -> nn.Conv2d:
     """A convolution with symmetric zero padding, by default (kernel_size - 1) // 2; its family draws the weights."""
+    limit_onednn()
     return nn.Conv2d(
         in_channels,
         out_channels,
@@ -108,8 +111,18 @@ class GlobalAvgPool(nn.Cell):
         return x.mean((2, 3))
 
 
-class LayerScale(nn.Cell):
+class Sigmoid(Float32):
+    """In float32 in any precision, for what is multiplied by the width of a map."""
+
+    def construct(self, x):
+        return ops.sigmoid(x)
+
+
+class LayerScale(Float32):
     """A learned factor per channel on a residual branch (Touvron et al., arXiv 2103.17239, section 2).
+
+    Float32 in any precision, for what factors of 1e-5 and 1e-6 would be in float16: subnormal, which is off by up to
+    3 %, or zero.
 
     Args:
         shape: of the parameter, with one entry per channel: (C, 1, 1) decays under the rule of one dimension, (C,) not.
@@ -121,22 +134,6 @@ class LayerScale(nn.Cell):
 
     def construct(self, x):
         return x * self.gamma.reshape((-1, 1, 1))
-
-
-class Float32(nn.Cell):
-    """A Cell that computes in float32 in any mixed precision: ``to_float`` of the network leaves it out.
-
-    Casting in ``construct`` would not do, since the flags that ``to_float`` sets reach every operator in there.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.to_float(ms.float32)
-
-    def add_flags_recursive(self, **flags: bool) -> nn.Cell:
-        if "fp16" in flags:
-            flags |= {"fp16": False, "bf16": False, "fp32": True}
-        return super().add_flags_recursive(**flags)
 
 
 class GroupNorm(Float32):
@@ -264,14 +261,12 @@ class ConvNorm(Reparameterizable, nn.SequentialCell):
 # -- Cells as algebra -------------------------------------------------------------------------------------------------
 
 
-def affine_of(cell: nn.Cell) -> fusion.Affine | None:
-    """The per-channel map of a Cell in evaluation mode; None for the identity.
+def affine_of(cell: nn.Cell) -> fusion.Affine:
+    """The per-channel map of a Cell in evaluation mode.
 
     Raises:
         TypeError: the Cell is no per-channel map.
     """
-    if isinstance(cell, nn.Identity):
-        return None
     if isinstance(cell, nn.BatchNorm2d):
         arrays = (p.asnumpy() for p in (cell.gamma, cell.beta, cell.moving_mean, cell.moving_variance))
         return fusion.batch_norm(*arrays, eps=cell.eps)
@@ -310,16 +305,18 @@ def with_linear(cell: nn.Conv2d | nn.Dense, linear: fusion.Linear, bias: bool = 
 
 
 def fold_after(layer: nn.Conv2d | nn.Dense, norm: nn.Cell) -> nn.Conv2d | nn.Dense:
-    """``norm(layer(x))`` as one layer; exact with any padding."""
-    affine = affine_of(norm)
-    return layer if affine is None else with_linear(layer, fusion.affine_after(affine, linear_of(layer)))
+    """``norm(layer(x))`` as one layer, the layer itself if the norm is the identity; exact with any padding."""
+    if isinstance(norm, nn.Identity):
+        return layer
+    return with_linear(layer, fusion.affine_after(affine_of(norm), linear_of(layer)))
 
 
 def fold_before(norm: nn.Cell, layer: nn.Conv2d | nn.Dense) -> nn.Conv2d | nn.Dense:
-    """``layer(norm(x))`` as one layer; the layer must be 1×1 or dense."""
-    affine = affine_of(norm)
+    """``layer(norm(x))`` as one layer, the layer itself if the norm is the identity; it must be 1×1 or dense."""
+    if isinstance(norm, nn.Identity):
+        return layer
     groups = getattr(layer, "group", 1)
-    return layer if affine is None else with_linear(layer, fusion.affine_before(linear_of(layer), affine, groups))
+    return with_linear(layer, fusion.affine_before(linear_of(layer), affine_of(norm), groups))
 
 
 def fold_norm(norm: GroupNorm, layer: nn.Conv2d | nn.Dense) -> tuple[GroupNorm, nn.Conv2d | nn.Dense]:
@@ -343,3 +340,12 @@ def move_bias(first: nn.Conv2d, second: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d
 def initialize(parameter: ms.Parameter, init) -> None:
     """Fill a parameter from a MindSpore initializer."""
     parameter.set_data(initializer(init, parameter.shape, parameter.dtype))
+
+
+def initialize_as_torch(net: nn.Cell) -> None:
+    """PyTorch's own initialisation of convolutions and dense layers: U(±1/√fan_in), biases too."""
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, nn.Conv2d | nn.Dense):
+            bound = float(np.prod(cell.weight.shape[1:])) ** -0.5
+            for parameter in (cell.weight, *([cell.bias] if cell.has_bias else [])):
+                initialize(parameter, Uniform(bound))

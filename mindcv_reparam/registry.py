@@ -1,21 +1,35 @@
-"""Every model of the zoo by name: what is published about it, and how to build it.
+"""Every model of the zoo by name: what its family's file says about it, and the hyper-parameters of its network.
 
-The table is plain data, so that names can be listed and checked without importing MindSpore; the networks are imported
-by :func:`create_model`, one family at a time. A fourth family is one file in ``models/`` and its rows here.
+A family is a file that assigns a literal to ``FAMILY`` and hands its network to :func:`register_variants`. The literal
+is read here without running the file, so that names can be listed and checked without importing MindSpore;
+:mod:`mindcv_reparam.zoo` imports the file when it builds a network. Families lie in ``models/``, in the files and
+folders that the environment variable ``MINDCV_REPARAM_FAMILIES`` names, and where :func:`register_family` is told.
 """
 
+import ast
 import fnmatch
-import importlib
+import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, nearest
+from mindcv_reparam.errors import UserError, shortened
+from mindcv_reparam.suggestions import suggestion
 
 if TYPE_CHECKING:
     from mindspore import nn
+
+    from mindcv_reparam.formats import Formats
+
+VARIABLE = "MINDCV_REPARAM_FAMILIES"
+DEFAULT_TASK = "classification"  # of families and bundles that name none
+_LISTED = "python -m mindcv_reparam list"
+_FAMILY = re.compile(r"^FAMILY = (\{[^\n]*\}|\{\n.*?^\})$", re.MULTILINE | re.DOTALL)
+_OF_FAMILY = ("models", "published", "blocks", "index_modes", "place")
 
 
 @dataclass(frozen=True)
@@ -27,17 +41,44 @@ class Published:
     top5: float | None
     source: str
 
+    @property
+    def best(self) -> float:
+        """The number that models are chosen by."""
+        return self.top1
+
+
+@dataclass(frozen=True)
+class PublishedDetection:
+    """An average precision on COCO's val2017 that others published; none was measured by this project."""
+
+    input_size: int
+    ap: float  # per cent, over IoU .5 to .95
+    ap50: float | None
+    source: str
+
+    @property
+    def best(self) -> float:
+        """The number that models are chosen by."""
+        return self.ap
+
+
+_PUBLISHED = {"detection": PublishedDetection}  # other tasks than classification, by name
+
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What a model expects of its input, and what is published about it."""
 
     name: str
-    family: str  # the module in models/
+    family: str
     input_size: int  # pixels, square
     crop_pct: float  # centre crop: the shorter side is resized to input_size / crop_pct first
-    published: tuple[Published, ...]
+    published: tuple[Published | PublishedDetection, ...]
+    num_classes: int = 1000  # of the data set that it is published for
     interpolation: str = "bicubic"
+    task: str = DEFAULT_TASK  # what it is for, see tasks/
+    queries: int = 0  # of a detector: objects that it can find in an image, at most
+    imitates: str | None = None  # the model whose modules it imitates, and whose weights start it
     mean: tuple[float, float, float] = (0.485 * 255, 0.456 * 255, 0.406 * 255)
     std: tuple[float, float, float] = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
@@ -53,86 +94,173 @@ class ModelInfo:
         }
 
 
-_MINDCV = "MindCV, D910x8-G"
-_APPLE = "Apple, FastViT paper"
-_APPLE_DISTILLED = "Apple, FastViT paper, distilled"
-_MMPRETRAIN = "mmpretrain, RIFormer paper"
-_TIMM = "timm, results-imagenet.csv"
-_GFNET = "GFNet's authors"
-_TIMM_DEIT = "timm, regnety_160.deit_in1k"
+@dataclass(frozen=True)
+class Family:
+    """What a family's file says of all its models."""
+
+    name: str  # of the file
+    path: Path
+    models: tuple[ModelInfo, ...]
+    blocks: str = ""  # regular expression: what the names of a block's parameters begin with, for layer decay
+    index_modes: tuple[str, ...] = ("stages",)  # how out_indices may count, see features.feature_network
+    place: int = 100  # in lists: smaller ones come first, then in the order in which they were found
 
 
-def _visformer(name: str, top1: float, top5: float) -> ModelInfo:
-    return ModelInfo(name, "visformer", 224, 0.875, (Published(224, top1, top5, _MINDCV),))
+def read_family(path: Path, text: str) -> Family | None:
+    """The family that a file of Python says it is; None where it assigns no literal to ``FAMILY``.
+
+    The literal holds what `ModelInfo` names, for all models or under ``models`` for one; ``published`` by source and
+    input size; and what `Family` names.
+
+    Raises:
+        UserError: something is missing, unknown or of another kind.
+    """
+    found = _FAMILY.search(text)
+    if found is None:
+        return None
+    name = path.parent.name if path.stem == "__init__" else path.stem
+    try:
+        said = ast.literal_eval(found[1])
+        models = said.pop("models")
+        published = said.pop("published", {})
+        of_family = {key: said.pop(key) for key in _OF_FAMILY if key in said}
+        infos = tuple(_info(model, name, {**said, **own}, published) for model, own in models.items())
+        return Family(name, path, infos, **of_family)
+    except KeyError as error:
+        raise UserError(f"the family {path} is incomplete: FAMILY lacks {error}") from None
+    except UserError as error:
+        raise UserError(f"the family {path} is incomplete: {error}") from None
+    except (AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"the family {path} cannot be read: FAMILY: {error}") from None
 
 
-def _fastvit(name: str, crop_pct: float, top1: float, distilled: float) -> ModelInfo:
-    published = (Published(256, top1, None, _APPLE), Published(256, distilled, None, _APPLE_DISTILLED))
-    return ModelInfo(name, "fastvit", 256, crop_pct, published)
-
-
-def _riformer(name: str, crop_pct: float, at224: tuple[float, float], at384: tuple[float, float]) -> ModelInfo:
-    published = (Published(224, *at224, _MMPRETRAIN), Published(384, *at384, _MMPRETRAIN))
-    return ModelInfo(name, "riformer", 224, crop_pct, published)
-
-
-def _poolformer(name: str, crop_pct: float, top1: float, top5: float) -> ModelInfo:
-    return ModelInfo(name, "poolformer", 224, crop_pct, (Published(224, top1, top5, _TIMM),))
-
-
-def _gfnet(name: str, top1: float, top5: float) -> ModelInfo:
-    return ModelInfo(name, "gfnet", 224, 0.9, (Published(224, top1, top5, _GFNET),))
-
-
-MODELS: dict[str, ModelInfo] = {
-    info.name: info
-    for info in (
-        _visformer("visformer_tiny", 78.28, 94.15),
-        _visformer("visformer_tiny_v2", 78.82, 94.41),
-        _visformer("visformer_small", 81.73, 95.88),
-        _visformer("visformer_small_v2", 82.17, 95.90),
-        _riformer("riformer_s12", 0.9, (76.90, 93.06), (78.29, 93.93)),
-        _riformer("riformer_s24", 0.9, (80.28, 94.80), (81.36, 95.40)),
-        _riformer("riformer_s36", 0.9, (81.29, 95.41), (82.22, 95.95)),
-        _riformer("riformer_m36", 0.95, (82.57, 95.99), (83.39, 96.40)),
-        _riformer("riformer_m48", 0.95, (82.75, 96.11), (83.70, 96.60)),
-        _fastvit("fastvit_t8", 0.9, 76.2, 77.2),
-        _fastvit("fastvit_t12", 0.9, 79.3, 80.3),
-        _fastvit("fastvit_s12", 0.9, 79.9, 81.1),
-        _fastvit("fastvit_sa12", 0.95, 80.9, 81.9),
-        _fastvit("fastvit_sa24", 0.95, 82.7, 83.4),
-        _fastvit("fastvit_sa36", 0.95, 83.6, 84.2),
-        _fastvit("fastvit_ma36", 0.95, 83.9, 84.6),
-        _poolformer("poolformer_s12", 0.9, 77.24, 93.54),
-        _poolformer("poolformer_s24", 0.9, 80.29, 95.06),
-        _poolformer("poolformer_s36", 0.9, 81.43, 95.44),
-        _poolformer("poolformer_m36", 0.95, 82.10, 95.70),
-        _poolformer("poolformer_m48", 0.95, 82.46, 95.97),
-        _gfnet("gfnet_h_ti", 80.1, 95.1),
-        _gfnet("gfnet_h_s", 81.5, 95.6),
-        _gfnet("gfnet_h_b", 82.9, 96.2),
-        ModelInfo("regnety_160", "regnet", 224, 0.95, (Published(224, 83.00, 96.50, _TIMM_DEIT),)),
+def _info(model: str, family: str, said: Mapping[str, Any], published: Mapping[str, Any]) -> ModelInfo:
+    known = {field.name: field for field in fields(ModelInfo)}
+    for key, value in said.items():
+        if key not in known or key in ("name", "family", "published"):
+            raise UserError(f"FAMILY knows no {key}{suggestion(key, [*known, *_OF_FAMILY])}")
+        kinds = {int: (int,), float: (int, float), str: (str,)}.get(known[key].type, (str, tuple, type(None)))
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise UserError(f"{key} of {model} is {value!r}")
+    for key in ("input_size", "crop_pct"):
+        if key not in said:
+            raise UserError(f"FAMILY lacks {key!r} of {model}")
+    row = _PUBLISHED.get(said.get("task", ""), Published)
+    accuracies = tuple(
+        row(size, *rows[model], source)
+        for source, sizes in published.items()
+        for size, rows in sizes.items()
+        if model in rows
     )
+    return ModelInfo(model, family, published=accuracies, **said)
+
+
+@functools.cache
+def families() -> dict[str, Family]:
+    """Every family by name: of the package, then of the environment variable, then those registered."""
+    found: dict[str, Family] = {}
+    _add(found, Path(__file__).with_name("models"))
+    for place in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        _add(found, Path(place))
+    return dict(sorted(found.items(), key=lambda item: item[1].place))
+
+
+@functools.cache
+def models() -> dict[str, ModelInfo]:
+    """Every model by name, family after family."""
+    return {info.name: info for family in families().values() for info in family.models}
+
+
+def register_family(path: str | os.PathLike[str]) -> None:
+    """Take the family of a file, or all of a folder, into the zoo.
+
+    Raises:
+        UserError: it cannot be read or lacks something, or its name or a model's is taken.
+    """
+    _add(families(), Path(path))
+    models().update({info.name: info for family in families().values() for info in family.models})
+
+
+def _add(known: dict[str, Family], place: Path) -> None:
+    """Read a file, a package (a folder with ``__init__.py``) or the families of a folder."""
+    package = place / "__init__.py"
+    try:
+        found = [read_family(path, path.read_text(encoding="utf-8")) for path in _files(place)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the family {place} cannot be read: {error}") from None
+    new = [family for family in found if family is not None]
+    if not new:
+        raise UserError(f"{package if package.is_file() else place} is no family: it lacks FAMILY = {{…}}")
+    for family in new:
+        taken = {info.name: other for other in known.values() for info in other.models} | known
+        for name in (family.name, *(info.name for info in family.models)):
+            if name in taken:
+                raise UserError(f"the family {family.path} calls {name} what is in {taken[name].path}")
+        known[family.name] = family
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    if (place / "__init__.py").is_file() and _FAMILY.search((place / "__init__.py").read_text(encoding="utf-8")):
+        return [place / "__init__.py"]
+    inside = [path / "__init__.py" if path.is_dir() else path for path in sorted(place.iterdir())]
+    return [path for path in inside if path.suffix == ".py" and path.is_file() and path.parent != place / "__pycache__"]
+
+
+# name → network class and the variant's hyper-parameters, of the families imported so far
+VARIANTS: dict[str, tuple[type["nn.Cell"], dict[str, Any]]] = {}
+# family → its checkpoints in other code bases' names, of those among them that have any
+FORMATS: dict[str, "Formats"] = {}
+
+# What zoo, features and convert ask of a network class; a task that is not here asks nothing.
+_CONTRACT = {
+    "classification": (
+        *("classifier", "head_parts", "output_norm"),
+        *("forward_stages", "forward_features", "forward_head"),
+    ),
+    "detection": ("classifier", "forward_training"),
 }
-
-_ALL_FEATURES = {"out_indices": None, "norm_outputs": False, "frozen_stages": -1, "index_mode": "stages"}
-_METAFORMERS = ("riformer", "poolformer")  # the families whose outputs mmpretrain numbers in its own way
-
-# name → network class and the variant's hyper-parameters
-_VARIANTS: dict[str, tuple[Callable[..., "nn.Cell"], dict[str, Any]]] = {}
+# What tasks ask of a network that imitates another.
+_IMITATING = ("forward_observed", "own_parameters")
+# What create_model gives such a network.
+_ARGUMENTS = ("num_classes", "in_channels", "img_size", "drop_rate", "drop_path_rate")
 
 
-def register_variants(network: Callable[..., "nn.Cell"], variants: dict[str, dict[str, Any]]) -> None:
-    """Make ``create_model(name, ...)`` build ``network(**hyper_parameters, ...)`` for every name of ``variants``."""
+def register_variants(
+    network: type["nn.Cell"], variants: dict[str, dict[str, Any]], formats: "Formats | None" = None
+) -> None:
+    """Make ``create_model(name, ...)`` build ``network(**hyper_parameters, ...)`` for every name of ``variants``, and
+    ``convert`` take checkpoints of the family in the names of ``formats``.
+
+    Raises:
+        UserError: the family's FAMILY lacks a name, or the network lacks a part of the contract (CONTRIBUTING.md).
+    """
     for name, hyper_parameters in variants.items():
-        if name not in MODELS:
-            raise KeyError(f"{name} has no row in registry.MODELS")
-        _VARIANTS[name] = network, hyper_parameters
+        if name not in models():
+            raise UserError(f"FAMILY lacks the model {name!r}")
+        lacking = _lacking(network, models()[name])
+        if lacking:
+            raise UserError(f"{network.__name__} lacks {', '.join(lacking)}")
+        VARIANTS[name] = network, hyper_parameters
+        if formats is not None:
+            FORMATS[models()[name].family] = formats
+
+
+def _lacking(network: type["nn.Cell"], info: ModelInfo) -> list[str]:
+    parts = _CONTRACT.get(info.task, ()) + (_IMITATING if info.imitates else ())
+    accepted = inspect.signature(network.__init__).parameters
+    arguments = _ARGUMENTS if info.task in _CONTRACT else ()
+    return [part for part in parts if not hasattr(network, part)] + [
+        f"the argument {argument}" for argument in arguments if argument not in accepted
+    ]
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match a shell pattern, in the order of the table."""
-    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+    """The names that match a shell pattern, or contain a word without ``*``, ``?`` and ``[``; in the table's order."""
+    if not set("*?[") & set(pattern):
+        pattern = f"*{pattern}*"
+    return [name for name in models() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def matching_models(pattern: str) -> list[str]:
@@ -143,8 +271,15 @@ def matching_models(pattern: str) -> list[str]:
     """
     names = list_models(pattern)
     if not names:
-        raise UserError(f"no model matches {pattern!r}; the nearest is {nearest(pattern.strip('*'), MODELS)!r}")
+        raise UserError(f"no model matches {shortened(pattern)!r}{_meant(pattern.strip('*'))}")
     return names
+
+
+def _meant(name: str) -> str:
+    """The model that a name that is none means, also with what timm and mmpretrain append to theirs."""
+    plain = name.lower().replace("-", "_")
+    begun = [model for model in models() if re.match(rf"{re.escape(model)}[_.]", plain)]
+    return suggestion(max(begun, key=len, default=name), models(), quoted=True) or f"; {_LISTED} shows the names"
 
 
 def model_info(name: str) -> ModelInfo:
@@ -153,80 +288,6 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         UserError: no model has this name; the nearest is named.
     """
-    if name not in MODELS:
-        raise UserError(f"no model is called {name!r}; the nearest is {nearest(name, MODELS)!r}")
-    return MODELS[name]
-
-
-def create_model(
-    name: str,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    img_size: int | tuple[int, int] | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float | None = None,
-    gelu: str | None = None,
-    features_only: bool = False,
-    out_indices: int | Sequence[int] | None = None,
-    norm_outputs: bool = False,
-    frozen_stages: int = -1,
-    index_mode: str = "stages",
-    checkpoint: str | os.PathLike[str] | None = None,
-    **kwargs: Any,
-) -> "nn.Cell":
-    """Build a model, with the same arguments for every family.
-
-    Args:
-        name: one of :func:`list_models`.
-        img_size: pixels, a side or (height, width); the model's published input size by default.
-        drop_rate: dropout.
-        drop_path_rate: stochastic depth of the last block; the variant's own by default.
-        gelu: "exact" or "tanh"; the family's own by default.
-        features_only: return the maps of the stages, for dense prediction, instead of the logits. The four arguments
-            after it choose which, see :func:`mindcv_reparam.features.feature_network`.
-        checkpoint: weights to load, train-time or fused; then the network is as fused as they are. A classifier for
-            another class count stays new, which is logged.
-        kwargs: further hyper-parameters of the network.
-
-    Raises:
-        UserError: no model has this name, the family has no such hyper-parameter, the checkpoint does not fit, or the
-            arguments for features_only do not.
-    """
-    info = model_info(name)
-    selection = {
-        "out_indices": out_indices,
-        "norm_outputs": norm_outputs,
-        "frozen_stages": frozen_stages,
-        "index_mode": index_mode,
-    }
-    _check_selection(info, features_only, selection)
-    importlib.import_module(f"{__package__}.models.{info.family}")
-    network, hyper_parameters = _VARIANTS[name]
-    size = img_size or info.input_size
-    optional = {"drop_path_rate": drop_path_rate, "gelu": gelu, **kwargs}
-    arguments = {
-        **hyper_parameters,
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "img_size": (size, size) if isinstance(size, int) else tuple(size),
-        "drop_rate": drop_rate,
-        **{key: value for key, value in optional.items() if value is not None},
-    }
-    accepted = inspect.signature(network).parameters
-    for key in arguments:
-        if key not in accepted:
-            raise UserError(f"{info.family} has no hyper-parameter {key}; the nearest is {nearest(key, accepted)}")
-    net = network(**arguments)
-    if checkpoint is not None:
-        net = importlib.import_module(f"{__package__}.checkpoint").initialized(net, checkpoint)
-    if not features_only:
-        return net
-    return importlib.import_module(f"{__package__}.features").feature_network(net, **selection)
-
-
-def _check_selection(info: ModelInfo, features_only: bool, selection: dict[str, Any]) -> None:
-    if not features_only and selection != _ALL_FEATURES:
-        raise UserError(f"{', '.join(selection)} choose feature maps: give features_only=True with them")
-    modes = ("stages", "mmpretrain") if info.family in _METAFORMERS else ("stages",)
-    if selection["index_mode"] not in modes:
-        raise UserError(f"index_mode {selection['index_mode']!r}: {info.name} has {', '.join(modes)}")
+    if name not in models():
+        raise UserError(f"no model is called {shortened(name)!r}{_meant(name)}")
+    return models()[name]

@@ -4,11 +4,12 @@ A train-time network is turned into an inference network with the same outputs; 
 fusible region is one Cell that can say what replaces it (:meth:`Reparameterizable.fuse`).
 """
 
-import copy
 from typing import ClassVar, Literal, get_args
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
+
+from mindcv_reparam import tree
 
 Level = Literal["branches", "full"]
 LEVELS: tuple[str, ...] = get_args(Level)
@@ -43,14 +44,23 @@ def reparameterize(net: nn.Cell, level: Level = "full") -> nn.Cell:
     """
     if level not in LEVELS:
         raise ValueError(f"level {level!r} is none of {', '.join(LEVELS)}")
+
+    def fuse(cell: nn.Cell) -> nn.Cell | None:
+        replaced = isinstance(cell, Reparameterizable) and LEVELS.index(cell.level) <= LEVELS.index(level)
+        return cell.fuse() if replaced else None
+
     # A Cell changed after its first call would go on running its old graph (the compile cache keys on identity, not on
     # structure), hence the deep copy.
-    net = _fuse(_copy(net), LEVELS.index(level))
+    return finished(tree.replace(tree.copy_of(net), fuse)).set_train(False)
+
+
+def finished(net: nn.Cell) -> nn.Cell:
+    """Round folded weights to float32 and name every parameter by its place, in place; returns the network."""
     for name, parameter in net.parameters_and_names():
         parameter.name = name
         if parameter.dtype == ms.float64:
             parameter.set_dtype(ms.float32)
-    return net.set_train(False)
+    return net
 
 
 def fused(cell: nn.Cell) -> nn.Cell:
@@ -60,34 +70,12 @@ def fused(cell: nn.Cell) -> nn.Cell:
 
 def replace_children(cell: nn.Cell, **children: nn.Cell) -> nn.Cell:
     """A deep copy of ``cell`` with some of its children exchanged."""
-    new = _copy(cell)
+    new = tree.copy_of(cell)
     for name, child in children.items():
-        setattr(new, name, child)
+        tree.replace_child(new, name, child)
     return new
 
 
 def float64_parameter(value, name: str) -> Parameter:
-    """A folded weight in the precision of the fold; :func:`reparameterize` rounds it to float32 at the very end."""
+    """A folded weight in the precision of the fold; :func:`finished` rounds it to float32 at the very end."""
     return Parameter(Tensor(value, ms.float64), name=name)
-
-
-def _copy(cell: nn.Cell) -> nn.Cell:
-    """A deep copy that leaves the compiled graphs to the original, which would lose them when the copy is deleted."""
-    new = copy.deepcopy(cell)
-    for _, child in new.cells_and_names():
-        child.compile_cache.clear()
-    return new
-
-
-def _fuse(cell: nn.Cell, level: int) -> nn.Cell:
-    for name, child in cell.name_cells().items():
-        new = _fuse(child, level)
-        if new is not child:
-            # SequentialCell and CellList run a list of their own, which only item assignment updates.
-            if isinstance(cell, nn.SequentialCell | nn.CellList):
-                cell[int(name)] = new
-            else:
-                setattr(cell, name, new)
-    if isinstance(cell, Reparameterizable) and LEVELS.index(cell.level) <= level:
-        return cell.fuse()
-    return cell

@@ -1,9 +1,11 @@
 """What must happen right before and right after MindSpore is imported: device, mode, seeds, threads, oneDNN.
 
 oneDNN: MindSpore 2.10's convolutions of more than 1×1 fall to a reference kernel on processors with AVX-512, about a
-hundred times slower than the AVX2 one. oneDNN reads ``ONEDNN_MAX_CPU_ISA`` at the first convolution of the process.
+hundred times slower than the AVX2 one. oneDNN reads ``ONEDNN_MAX_CPU_ISA`` at the first convolution of the process. The
+operators of ``cpu`` need no limit and lift it where they are the only convolutions of a process.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -18,13 +20,21 @@ import numpy as np
 
 from mindcv_reparam.distributed import launched, set_environment
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.hosts import local_ranks
 
+ONEDNN_LIMIT = "AVX2"
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # the second is the older name
 
 _log = logging.getLogger(__name__)
 
 
-def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -> str:
+def prepare(
+    device_target: str | None,
+    mode: int = 0,
+    seed: int | None = None,
+    jit_level: str | None = None,
+    deterministic: bool = False,
+) -> str:
     """Import MindSpore and set it up; call it before anything else of MindSpore, and before ``distributed.start``.
 
     Args:
@@ -32,6 +42,8 @@ def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -
         mode: graph mode (0) or PyNative mode (1).
         seed: of Python's, NumPy's and MindSpore's global generators; the same on every rank, so that all of them draw
             the same initial weights.
+        jit_level: "O0", "O1" or "O2"; None leaves MindSpore its own.
+        deterministic: only kernels that give the same bits in every run. A CPU's do.
 
     Returns:
         The device target in use. On Ascend the device is the one of the local rank.
@@ -45,7 +57,8 @@ def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -
     threads = threads_of_a_rank(local_ranks(os.environ, launch.size))
     set_environment()
     if target == "CPU":
-        _cap_onednn()
+        if limit_onednn():
+            _tell_of_limit()
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of our kernels, read when MindSpore loads OpenMP
         # Threads that spin for long would hold up MindSpore's own; between two kernels, waking them takes longer.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -59,6 +72,10 @@ def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -
     if target == "CPU":
         _set_kernel_threads(threads)
     ms.set_context(mode=mode, jit_syntax_level=ms.STRICT)
+    if jit_level:
+        ms.set_context(jit_config={"jit_level": jit_level})
+    if deterministic:
+        ms.set_deterministic(True)
     if seed is not None:
         random.seed(seed)
         np.random.seed(seed)
@@ -69,12 +86,21 @@ def prepare(device_target: str | None, mode: int = 0, seed: int | None = None) -
 def show_log() -> None:
     """Print the package's log on stderr: everything of rank 0, warnings of the others under their rank."""
     rank = launched().rank
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveBars(sys.stderr)
     handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s" if rank else "%(message)s"))
     logger = logging.getLogger("mindcv_reparam")
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING if rank else logging.INFO)
     logger.propagate = False
+
+
+class _AboveBars(logging.StreamHandler):
+    """Writes lines above the progress bars of the process, not into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # without it there is no bar
+        with tqdm.tqdm.external_write_mode(file=self.stream) if tqdm else contextlib.nullcontext():
+            super().emit(record)
 
 
 def detect_device(devices: Path = Path("/dev")) -> str:
@@ -92,7 +118,8 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """The processor's instruction sets as Linux names them; none where that is not known."""
     if not cpuinfo.exists():
         return frozenset()
-    lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("flags"))
+    names = ("flags", "Features")  # x86's and Arm's
+    lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith(names))
     return frozenset(next(lines, ":").split(":")[1].split())
 
 
@@ -106,10 +133,19 @@ def isa_setting(environ: Mapping[str, str]) -> str | None:
     return next((f"{name}={environ[name]}" for name in ISA_VARIABLES if name in environ), None)
 
 
-def _cap_onednn() -> None:
+@functools.cache
+def limit_onednn() -> bool:
+    """Set the limit where the processor needs one and the user gave none; whether it did. Once per process.
+
+    Whatever builds a convolution calls this: the kernels that MindSpore gets without a limit are of use to nobody.
+    """
     if isa_setting(os.environ) or not needs_onednn_cap(cpu_flags(), platform.machine()):
-        return
-    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+        return False
+    os.environ["ONEDNN_MAX_CPU_ISA"] = ONEDNN_LIMIT
+    return True
+
+
+def _tell_of_limit() -> None:
     if "mindspore" in sys.modules:
         _log.warning(
             "MindSpore was imported before ONEDNN_MAX_CPU_ISA=AVX2 could be set: if it already ran a "
@@ -117,12 +153,6 @@ def _cap_onednn() -> None:
         )
     else:
         _log.info("set ONEDNN_MAX_CPU_ISA=AVX2: MindSpore's convolutions are about 100 times slower with AVX-512")
-
-
-def local_ranks(environ: Mapping[str, str], size: int) -> int:
-    """Processes of the job on this machine; all ``size`` of them where the launcher does not say."""
-    counts = (environ.get(name) for name in ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"))
-    return int(next((count for count in counts if count), size))
 
 
 def threads_of_a_rank(ranks: int) -> int:

@@ -4,20 +4,24 @@ YAML scalars and command line tokens are read by the same rules, those of the fi
 string in YAML 1.1) is a number and ``--distribute False`` is false.
 """
 
+import argparse
 import dataclasses
 import math
 import operator
 import re
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
-from mindcv_reparam.errors import nearest
+from mindcv_reparam.errors import shortened
+from mindcv_reparam.suggestions import suggestion
 
 Text = str | list[str] | None  # a scalar, a sequence of scalars, YAML's null
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NULLS = {"none": None, "null": None, "~": None}
+_LARGEST = 2**31 - 1  # of whole numbers: what MindSpore's integers hold
 _LIMITS = {
     "at_least": ("at least", operator.ge),
     "above": ("above", operator.gt),
@@ -32,7 +36,7 @@ def setting(
     default: Any,
     help: str,
     *,
-    flag: str | None = None,
+    older_flag: str | None = None,
     inherited: Literal["model", "checkpoint"] | None = None,
     **limits: float,
 ) -> Any:
@@ -43,7 +47,7 @@ def setting(
         scripts: initials of the scripts that have the flag (``"TVE"``: train, validate, export).
         default: value when neither YAML nor a flag sets it.
         help: a phrase; the parser adds the default.
-        flag: name on the command line where it differs from the key.
+        older_flag: another name on the command line, which the help does not show.
         inherited: what stands in for a default unless the user gives a value: "model" is the model's own in training
             and the checkpoint's afterwards, "checkpoint" the checkpoint's in validation and export.
         limits: ``at_least``, ``above``, ``at_most``, ``below``; they hold for every element of a tuple.
@@ -55,7 +59,7 @@ def setting(
         "group": group,
         "scripts": scripts,
         "help": help,
-        "flag": flag,
+        "older_flag": older_flag,
         "inherited": inherited,
         "limits": limits,
     }
@@ -98,7 +102,7 @@ def _describe(hint: Any) -> str:
         element, *rest = typing.get_args(hint)
         if choices(element):
             return f"{_describe(element)} (several with commas between)"
-        noun = "whole numbers" if element is int else "numbers"
+        noun = {int: "whole numbers", str: "words"}.get(element, "numbers")
         return f"{noun} with commas between" if rest == [Ellipsis] else f"{1 + len(rest)} {noun}"
     nouns = {bool: "True or False", int: "a whole number", float: "a number", str: "text", types.NoneType: "None"}
     return nouns[hint]
@@ -108,7 +112,7 @@ def read(name: str, hint: Any, limits: dict[str, float], text: Text) -> Any:
     """The value that ``text`` stands for.
 
     Raises:
-        ValueError: one line that names the setting, what it wants, what it got and the nearest choice.
+        ValueError: one line that names the setting, what it wants, what it got and the choice that was near.
     """
     # None first: to a plain str every text is welcome.
     for member in sorted(members(hint), key=lambda member: member is not types.NoneType):
@@ -116,12 +120,29 @@ def read(name: str, hint: Any, limits: dict[str, float], text: Text) -> Any:
             value = _read(member, text)
         except (ValueError, KeyError):
             continue
-        _check_limits(name, limits, value)
+        except OverflowError:
+            raise ValueError(f"{name} must be at most {_LARGEST} in size, got {shortened(str(text))}") from None
+        check_limits(name, limits, value)
         return value
-    got = "nothing" if text is None else repr(text if isinstance(text, str) else ", ".join(text))
-    words = [str(choice) for choice in choices(hint)]
-    suggestion = f"; the nearest is {nearest(text, words)}" if len(words) > 1 and isinstance(text, str) else ""
-    raise ValueError(f"{name} must be {describe(hint)}, got {got}{suggestion}")
+    got = "nothing" if text is None else repr(shortened(text if isinstance(text, str) else ", ".join(text[:80])))
+    meant = suggestion(text, [str(choice) for choice in choices(hint)]) if isinstance(text, str) else ""
+    raise ValueError(f"{name} must be {describe(hint)}, got {got}{meant}")
+
+
+def whole_number(least: int = 1, most: int = _LARGEST) -> Callable[[str], int]:
+    """A type for ``add_argument``: a whole number within bounds.
+
+    Raises:
+        argparse.ArgumentTypeError: by the function returned, naming the bounds.
+    """
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
+            bounds = f"of at least {least}" if most == _LARGEST else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {shortened(text)!r}")
+        return int(text)
+
+    return parse
 
 
 def _read(hint: Any, text: Text) -> Any:
@@ -137,9 +158,13 @@ def _read(hint: Any, text: Text) -> Any:
         return _NULLS[text.lower()]
     if hint is bool:
         return _BOOLEANS[text.lower()]
+    if hint is str and "\0" in text:
+        raise ValueError("no path and no name has it")
     value = hint(text)
     if hint is float and not math.isfinite(value):
         raise ValueError("a finite number is wanted")
+    if hint is int and abs(value) > _LARGEST:
+        raise OverflowError
     return value
 
 
@@ -155,10 +180,15 @@ def _read_tuple(elements: tuple[Any, ...], text: Text) -> tuple[Any, ...]:
     return tuple(_read(element, part) for element, part in zip(elements, text))
 
 
-def _check_limits(name: str, limits: dict[str, float], value: Any) -> None:
+def check_limits(name: str, limits: dict[str, float], value: Any) -> None:
+    """Raise ValueError, in one line, for a number (or one of several) that is outside of a setting's limits."""
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, (int, float)) and not all(
             _LIMITS[key][1](number, bound) for key, bound in limits.items()
         ):
-            wanted = " and ".join(f"{_LIMITS[key][0]} {bound:g}" for key, bound in limits.items())
-            raise ValueError(f"{name} must be {wanted}, got {number:g}")
+            wanted = " and ".join(f"{_LIMITS[key][0]} {_number(bound)}" for key, bound in limits.items())
+            raise ValueError(f"{name} must be {wanted}, got {_number(number)}")
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -59,10 +59,11 @@ def tensor(name: str, shape: tuple[int, ...], salt: int = 0) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def images(resolution: int, batch: int = 2, salt: int = 0) -> np.ndarray:
-    """The recipe's input: 8×8 blocks of colour plus noise, (batch, 3, resolution, resolution) float32."""
+def images(resolution: int | tuple[int, int], batch: int = 2, salt: int = 0) -> np.ndarray:
+    """The recipe's input: 8×8 blocks of colour plus noise, (batch, 3, height, width) float32; one side is both."""
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     rng = np.random.default_rng([20261121, salt])
     low = rng.standard_normal((batch, 3, 8, 8))
-    blocks = np.arange(resolution) * 8 // resolution
-    noise = rng.standard_normal((batch, 3, resolution, resolution))
-    return (low[:, :, blocks][..., blocks] + 0.5 * noise).astype(np.float32)
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    noise = rng.standard_normal((batch, 3, height, width))
+    return (low[:, :, rows][..., columns] + 0.5 * noise).astype(np.float32)

@@ -5,6 +5,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindcv_reparam import create_model
+from mindcv_reparam.stochastic import seed_masks
 
 IMAGE_SIZE = (64, 96)
 NUM_CLASSES = 5
@@ -26,7 +27,9 @@ def small_network(family: str, seed: int = 0) -> nn.Cell:
     """A small network in evaluation mode, with dropout and stochastic depth to take out."""
     name, hyper_parameters = SMALL[family]
     options = dict(num_classes=NUM_CLASSES, img_size=IMAGE_SIZE, drop_rate=0.1, drop_path_rate=0.2)
-    return randomise(create_model(name, **options, **hyper_parameters), seed).set_train(False)
+    net = randomise(create_model(name, **options, **hyper_parameters), seed).set_train(False)
+    seed_masks(net, seed)
+    return net
 
 
 def randomise(net: nn.Cell, seed: int = 0) -> nn.Cell:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_images_are_as_large_as_those_of_imagenet(tmp_path, monkeypatch):
 
 
 def test_processor_time_counts_children():
-    from processor import processor_seconds
+    from peers import processor_seconds
 
     burn = "import time\nwhile time.process_time() < 0.3: pass\n"
     nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(flush=True); input()"
@@ -66,3 +67,53 @@ def test_a_pipeline_that_ends_is_an_error():
         pytest.raises(UserError, match="'broken' ended"),
     ):
         pipeline.run()
+
+
+def test_our_workers_meet_the_peers_on_every_recipe_and_mindspore_on_every_layout(monkeypatch, tmp_path):
+    import argparse
+
+    import input_pipeline
+
+    monkeypatch.setattr(
+        input_pipeline, "Pipeline", lambda name, python, script, *more: (name, script, more[-1], more[1])
+    )
+    monkeypatch.setattr(input_pipeline, "measure", lambda pipelines, rounds: [pipelines, rounds])
+    monkeypatch.setattr(input_pipeline, "environment", lambda *how, **more: "python")
+    monkeypatch.setattr(input_pipeline.os, "sched_getaffinity", lambda process: {0, 1})
+    args = argparse.Namespace(mindcv="", workers=2, rounds=3, recipes=["fastvit"])
+    peers = input_pipeline.against_peers("folder", args)
+    assert list(peers) == ["decoding alone", "fastvit"]
+    assert peers["fastvit"] == [
+        [
+            ("MindCV", "mindcv_recipe.py", "", "folder"),
+            ("timm", "timm_recipe.py", "2", "folder"),
+            ("ours, threads", "ours.py", "threads", "folder"),
+            ("ours, processes", "ours.py", "processes", "folder"),
+        ],
+        3,
+    ]
+    folder, packed = str(tmp_path / "images"), str(tmp_path / "packed")
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "0.jpg").touch()
+    assert input_pipeline.laid_out(folder, packed, [4], 2) == {
+        "visformer": [
+            [
+                ("threads 4", "ours.py", "threads", folder),
+                ("processes 4", "ours.py", "processes", folder),
+                ("archive, threads 4", "ours.py", "threads", packed),
+                ("archive, processes 4", "ours.py", "processes", packed),
+                ("MindSpore's, fixed", "mindspore_dataset.py", "fixed", folder),
+                ("MindSpore's, autotune", "mindspore_dataset.py", "autotune", folder),
+            ],
+            2,
+        ],
+        "crop and flip": [
+            [
+                ("threads 2", "ours.py", "threads", folder),
+                ("MindSpore's operators", "mindspore_dataset.py", "operators", folder),
+            ],
+            2,
+        ],
+    }
+    with tarfile.open(f"{packed}/train.tar") as archive:
+        assert "./0.jpg" in archive.getnames()

@@ -1,4 +1,4 @@
-"""The benchmarks of scaling: their tables."""
+"""The benchmark of scaling: its tables."""
 
 from pathlib import Path
 
@@ -32,10 +32,10 @@ def test_rows_are_relative_to_the_first_point_of_the_curve():
 
 
 def test_ranks_are_counted_together_and_missing_figures_stay_empty():
-    from ranks import HEADER, Job, row
+    from scaling import JOBS, Job, job_row
 
     start = {"import": 1.0, "join": 4.0, "build": 0.5, "first step": 6.0}
     turns = [start | {"step": seconds, "step, processor": 0.1} for seconds in (0.4, 0.2, 0.1)]
-    cells = row(Job("2 ranks", 2, "core", turns=turns), batch=16)
+    cells = job_row(Job("2 ranks", 2, "core", turns=turns), batch=16)
     assert cells == ["2 ranks", "1.0", "4.0", "0.5", "6.0", "200", "100", "", "", "", "160"]
-    assert len(cells) == len(HEADER)
+    assert len(cells) == len(JOBS)

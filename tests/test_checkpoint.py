@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,10 +7,13 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from networks import SMALL, difference, random_images, randomise
 
-from mindcv_reparam import checkpoint, create_model, load_checkpoint, reparameterize
-from mindcv_reparam.checkpoint import CheckpointInfo, model_from_checkpoint, read_checkpoint, save_checkpoint
+from mindcv_reparam import create_model, load_checkpoint, reparameterize
+from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.models.positions import resize_position_embedding
+from mindcv_reparam.zoo import model_from_checkpoint
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = {"num_classes": 10, "img_size": 32}
@@ -174,7 +178,7 @@ def test_position_embeddings_follow_the_image_size(net, saved, caplog):
     assert "pos_embed1 interpolated from (1, 96, 4, 4) to (1, 96, 8, 4)" in caplog.text
     # Bicubic interpolation of a linear ramp is the ramp itself, away from the borders.
     ramp = np.broadcast_to(np.arange(8.0)[:, None], (1, 2, 8, 4))
-    resized = checkpoint.resize_position_embedding(ramp, (1, 2, 16, 4))
+    resized = resize_position_embedding(ramp, (1, 2, 16, 4))
     np.testing.assert_allclose(resized[0, 0, 6:10, 0], np.arange(6, 10) / 2 - 0.25, atol=0.02)
     x = ms.Tensor(np.random.default_rng(0).normal(size=(1, 3, 64, 32)), ms.float32)
     assert other.set_train(False)(x).shape == (1, 10)
@@ -191,3 +195,79 @@ def test_a_full_disk_leaves_the_old_file(net, saved, monkeypatch):
         save_checkpoint(saved, net, CheckpointInfo("visformer_tiny", HPARAMS))
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == ["net.ckpt"]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """A network with the exact GELU, whose weights fit one with tanh, and its file."""
+    _, small = SMALL["visformer"]
+    hparams = {**small, "num_classes": 4, "in_channels": 1, "img_size": 32, "gelu": "exact"}
+    net = randomise(create_model("visformer_tiny_v2", **hparams)).set_train(False)
+    path = tmp_path_factory.mktemp("exact") / "net.ckpt"
+    save_checkpoint(path, net, CheckpointInfo("visformer_tiny_v2", hparams))
+    return net, path, {name: value for name, value in hparams.items() if name not in ("gelu", "in_channels")}
+
+
+def test_what_a_file_says_of_its_network_holds(exact):
+    net, path, _ = exact
+    images = random_images((32, 32), channels=1)
+    expected = net(images)
+    rebuilt = create_model("visformer_tiny_v2", checkpoint=path).set_train(False)
+    assert difference(rebuilt(images), expected) == 0
+    assert (rebuilt.hparams["gelu"], rebuilt.hparams["num_classes"]) == ("exact", 4)
+    assert difference(model_from_checkpoint(path)[0](images), expected) == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [("gelu", "tanh", "exact"), ("in_channels", 3, "1"), ("embed_dim", 16, "32"), ("num_heads", (4, 2), r"\[2, 2\]")],
+)
+def test_a_contradiction_names_both(exact, argument, value, said):
+    _, path, _ = exact
+    line = (
+        f"is of a visformer_tiny_v2 with {argument} {said}, not {re.escape(str(value))}: leave {argument} to the file"
+    )
+    with pytest.raises(UserError, match=line):
+        create_model("visformer_tiny_v2", checkpoint=path, **{argument: value})
+    with pytest.raises(UserError, match=line):
+        model_from_checkpoint(path, **{argument: value})
+
+
+def test_weights_do_not_go_into_a_network_that_computes_something_else(exact):
+    _, path, hparams = exact
+    other = create_model("visformer_tiny_v2", in_channels=1, **hparams)
+    with pytest.raises(UserError, match="visformer_tiny_v2 with gelu exact, the network has gelu tanh"):
+        load_checkpoint(other, path)
+    with pytest.raises(UserError, match="is a checkpoint of visformer_tiny_v2, not of visformer_tiny"):
+        create_model("visformer_tiny", checkpoint=path)
+    load_checkpoint(create_model("visformer_tiny_v2", in_channels=1, gelu="exact", **hparams), path)
+
+
+def test_another_class_count_than_the_files_is_a_new_head(exact):
+    assert create_model("visformer_tiny_v2", num_classes=7, checkpoint=exact[1]).head.weight.shape == (7, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"embed_dim": 4096, "init_channels": 4096}, "numbers, and holds"),
+        ({"num_classes": 100_000, "embed_dim": 4000}, "numbers, and holds"),
+        ({"img_size": 4096}, "numbers, and holds"),
+        ({"depths": (0, 0, 4096, 0)}, "4096 blocks, more than the file has tensors"),
+        ({"depths": (0, -3, 1, 1)}, "does not fit the network|that can be built"),
+        ({"depths": 7}, "describes no visformer_tiny_v2 that can be built"),
+        ({"num_heads": ("two", None)}, "describes no visformer_tiny_v2 that can be built"),
+        ({"num_heads": (0, 0)}, "does not fit the network"),
+        ({"num_head": 2}, "visformer has no hyper-parameter num_head; the nearest is num_heads"),
+        ({"img_size": 1}, "image size 1x1 is too small"),
+    ],
+)
+def test_a_description_that_fits_no_file_takes_no_memory(exact, tmp_path, change, reason):
+    net, _, hparams = exact
+    path = tmp_path / "net.ckpt"
+    said = {**hparams, "in_channels": 1, "gelu": "exact", **change}
+    save_checkpoint(path, net, CheckpointInfo("visformer_tiny_v2", said))
+    with pytest.raises(UserError, match=reason) as raised:
+        model_from_checkpoint(path)
+    assert str(raised.value).startswith(str(path))
+    assert "\n" not in str(raised.value)

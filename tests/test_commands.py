@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from here import restored, run_here
 
-from mindcv_reparam import __version__, commands
+import export
+import train
+import validate
+from mindcv_reparam import __version__, commands, create_model
 from mindcv_reparam.__main__ import main
+from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
 from mindcv_reparam.commands import doctor
 from mindcv_reparam.errors import UserError
 
@@ -64,6 +69,23 @@ def test_wrong_arguments_are_one_line_and_status_2(arguments, words):
     assert ended.stdout == ""
     assert ended.stderr.startswith(f"error: {words}")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [train, validate, export], ids=lambda script: script.__name__)
+def test_a_script_of_a_checkout_is_the_command_of_its_name(monkeypatch, capsys, script):
+    name, shown = script.__name__, []
+    for run_, words in ((script.main, []), (main, [name])):
+        monkeypatch.setattr(sys, "argv", ["program", *words, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            run_()
+        assert not ended.value.code
+        shown.append(capsys.readouterr().out.split(" [-c FILE]"))
+    assert [usage for usage, _ in shown] == [f"usage: {name}.py", f"usage: python -m mindcv_reparam {name}"]
+    assert shown[0][1] == shown[1][1]
+    assert commands.summaries()[name] in shown[0][1]
+    monkeypatch.setattr(sys, "argv", ["program", name, "--seed", "-1"])
+    with pytest.raises(UserError, match="--seed must be at least 0, got -1"):
+        main()
 
 
 def test_help_does_not_import_mindspore():
@@ -134,9 +156,9 @@ def test_doctor_judges_onednns_limit(monkeypatch, flags, variables, fact, proble
     ("package", "version", "problem", "fix"),
     [
         ("numpy", "2.1.0", "MindSpore does not work with NumPy 2.1.0", "numpy==1.26.4"),
-        ("mindspore", "2.9.0", "MindSpore 2.9.0 is not 2.10.x", "requirements.txt"),
+        ("mindspore", "2.6.0", "MindSpore 2.6.0 is none of 2.7 to 2.10", "docs/versions.md"),
         ("mindspore", None, "mindspore is not installed", "requirements.txt"),
-        ("mpi4py", None, "mpi4py is not installed", "requirements.txt"),
+        ("mpi4py", None, "mpi4py is not installed", "pip install mpi4py==4.1.2"),
     ],
 )
 def test_doctor_judges_versions(monkeypatch, package, version, problem, fix):
@@ -166,3 +188,19 @@ def test_doctor_judges_mpi(monkeypatch):
 def test_unknown_command_is_a_user_error():
     with pytest.raises(UserError, match="--help"):
         main(["serve_me"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--data_dir", "/nowhere"), "data_dir /nowhere is no folder"),
+        (("--dataset", "digits"), "dataset digits is not for detection, which is what rtdetr_riformer_xs is for"),
+    ],
+)
+def test_a_checkpoint_alone_tells_what_data_it_is_measured_on(tmp_path, given, message):
+    """A detector's is COCO's, where nothing else is said."""
+    net = create_model("rtdetr_riformer_xs", num_classes=3)
+    hparams = {key: value for key, value in net.hparams.items() if value is not None}
+    save_checkpoint(tmp_path / "net.ckpt", net, CheckpointInfo("rtdetr_riformer_xs", hparams))
+    with restored(), pytest.raises(UserError, match=message):
+        run_here(validate, "--ckpt_path", tmp_path / "net.ckpt", *given)

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import mindspore as ms
+import numpy as np
 import pytest
-from mindspore import nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindcv_reparam import complexity, create_model, list_models, reparameterize
 from mindcv_reparam.complexity import Measured, cost, count_parameters, measured, record
@@ -49,22 +51,23 @@ class Product(nn.Cell):
         self.norm = batch_norm(12)
         self.scores = ops.BatchMatMul(transpose_a=True)
         self.head = dense(16, 5)
+        self.weight = Parameter(Tensor(np.ones((3, 5)), ms.float32))
 
     def construct(self, x):
         x = self.norm(self.conv(x)).reshape((-1, 12, 16))
-        return self.head(self.scores(x, x))
+        return ops.dense(self.head(self.scores(x, x)), self.weight)
 
 
 def test_costs_are_those_counted_by_hand():
     net = Product().set_train(False)
     convolution = 2 * (12 * 4 * 4) * (2 * 3 * 3)
     product = 2 * 16 * 16 * 12
-    head = 2 * 16 * 5 * 16
+    head = 2 * 16 * 5 * 16 + 2 * 16 * 3 * 5
     found = cost(net, (2, 6, 8, 8))
     assert found.macs == convolution + product + head
-    kinds = ("Conv2D", "BiasAdd", "BatchNorm", "BatchMatMul", "MatMul")
-    assert [found.operators[kind] for kind in kinds] == [1, 2, 1, 1, 1]
-    assert count_parameters(net) == (12 * 2 * 9 + 12) + 2 * 12 + (16 * 5 + 5)
+    kinds = ("Conv2D", "BiasAdd", "BatchNorm", "BatchMatMul", "MatMul", "Dense")
+    assert [found.operators[kind] for kind in kinds] == [1, 2, 1, 1, 1, 1]
+    assert count_parameters(net) == (12 * 2 * 9 + 12) + 2 * 12 + (16 * 5 + 5) + 3 * 5
 
 
 def test_a_product_without_a_rule_is_an_error():

@@ -1,14 +1,16 @@
 """The configuration: MindCV's recipes read verbatim, round trip, flags over YAML, and errors that help."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from here import parse
 from mindcv_recipes import VARIANTS, recipe
 
-from mindcv_reparam.config import INACTIVE, SETTINGS, Config, load_yaml, parse, save_yaml
+from mindcv_reparam.config import INACTIVE, SETTINGS, Config, load_yaml, save_yaml
 from mindcv_reparam.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -84,6 +86,14 @@ def test_saved_configuration_reads_back_equal(tmp_path):
     assert load_yaml(path) == config != Config()
     assert [file.name for file in path.parent.iterdir()] == ["resolved.yaml"]
     assert yaml.safe_load(path.read_text())["eps"] == 1e-8  # other YAML readers agree on the numbers
+
+
+def test_defaults_are_written_so_that_they_are_read_and_a_flag_takes_a_list_back(tmp_path, write):
+    save_yaml(Config(), tmp_path / "defaults.yaml")
+    assert load_yaml(tmp_path / "defaults.yaml") == Config()
+    assert train("--multi_scale", "[]").multi_scale == ()
+    with pytest.raises(UserError, match="mean must be numbers with commas between"):
+        load_yaml(write("mean: []"))
 
 
 def test_flags_override_yaml_and_yaml_overrides_defaults(write):
@@ -173,22 +183,86 @@ def test_yaml_values(write, text, name, value):
         ("- lr", 1, ["key: value"]),
         ("lr: [1", 1, ["not valid YAML"]),
         ("lr: 1\n\tx: 2", 2, ["not valid YAML"]),
+        ("lr: 1\nx: " + "[" * 5000, 2, ["nested too deeply", "key: value"]),
+        ("x:\n" + "".join(" " * i + "y:\n" for i in range(1, 40)), 9, ["nested too deeply"]),
+        ("- " * 5000 + "x", 1, ["nested too deeply"]),
+        ("a: &a [1, 2]\nb: &b [*a, *a]\nlr: [*b, *b]", 1, ["unknown key a"]),
+        ("lr: &a [*a]", 1, ["must be a single value or a list"]),
+        ("lr: 1\n? [lr, opt]\n: 3", 2, ["a key must be a word"]),
+        ("lr: 1\n---\nopt: sgd", 2, ["not valid YAML"]),
+        ("<<: {lr: 1}", 1, ["<< must be a single value or a list"]),
+        ("just words", 1, ["key: value"]),
+        ("42", 1, ["key: value"]),
+        ("lr: 1\nmodel: a\x07b", 2, ["not valid YAML", "0x7"]),
+        ("%YAML 9.9\n---\nlr: 1", 1, ["not valid YAML"]),
+        ('data_dir: "a\\0b"', 1, ["data_dir must be text", r"'a\x00b'"]),
+        ("learning_rate: 1", 1, ["unknown key learning_rate; here it is lr"]),
+        ("epochs: 1", 1, ["unknown key epochs; here it is epoch_size"]),
+        ("patience: 1", 1, ["unknown key patience; python -m mindcv_reparam train --help lists the keys"]),
+        ("device_target: npu", 1, ["here it is Ascend"]),
+        ("scheduler: cosine", 1, ["here it is cosine_decay"]),
+        ("lr: 1e400", 1, ["lr must be a number, got '1e400'"]),
+        ("lr: -.inf", 1, ["lr must be a number"]),
+        ("lr: True", 1, ["lr must be a number, got 'True'"]),
+        ("lr: [0.1]", 1, ["lr must be a number"]),
+        ("lr: 0x10", 1, ["lr must be a number"]),
+        ("epoch_size: 1e2", 1, ["epoch_size must be a whole number, got '1e2'"]),
+        ("epoch_size: " + "9" * 40, 1, ["epoch_size must be at most 2147483647 in size, got 9"]),
+        ("epoch_size: -" + "9" * 400, 1, ["epoch_size must be at most 2147483647 in size, got -9", "…"]),
+        ("epoch_size: " + "9" * 5000, 1, ["epoch_size must be a whole number, got '9", "…"]),
+        ("multi_step_decay_milestones: [1, " + "9" * 40 + "]", 1, ["at most 2147483647 in size"]),
+        ("multi_step_decay_milestones: []", 1, ["must be whole numbers"]),
+        ("mean: [1, nan, 3]", 1, ["mean must be numbers"]),
+        ("x" * 100_000 + ": 1", 1, ["not valid YAML"]),
+        ("? " + "x" * 100_000 + "\n: 1", 1, ["unknown key x", "…"]),
+        ("model: " + "x" * 100_000, 1, ["no model is called 'x", "…"]),
     ],
 )
 def test_yaml_errors_name_file_line_and_what_is_valid(write, text, line, words):
     path = write(text)
     message = error_of(load_yaml, path)
     assert message.startswith(f"{path}:{line}: ")
+    assert len(message) < 600
     for word in words:
         assert word in message
 
 
 def test_yaml_files_that_cannot_be_read(tmp_path):
-    assert "nowhere.yaml: No such file" in error_of(parse, ["-c", str(tmp_path / "nowhere.yaml")], "train")
-    assert "Is a directory" in error_of(load_yaml, tmp_path)
+    start = f"cannot read the configuration {tmp_path}"
+    lost = error_of(parse, ["-c", str(tmp_path / "nowhere.yaml")], "train")
+    assert lost == f"{start}/nowhere.yaml: No such file or directory"
+    assert error_of(load_yaml, tmp_path) == f"{start}: it is a folder, not a file"
     binary = tmp_path / "model.ckpt"
     binary.write_bytes(b"\xff\x00\x80")
     assert "not a text file" in error_of(load_yaml, binary)
+
+
+def test_yaml_files_of_another_kind(tmp_path):
+    path = tmp_path / "c.yaml"
+    for content, words in (
+        (b"\x89PNG\r\n\x1a\n\xff", "is no configuration: it is an image"),
+        (b"\n\x80\x01\n\x05weigh\xff", "is no configuration: it is a checkpoint of MindSpore"),
+        ("lr: 1".encode("utf-16"), "not a text file in UTF-8"),
+        (b"x" * (1 << 20) + b": 1", "is larger than the 1,048,576 bytes"),
+        (b'data_dir: "\\U99999999"', "a number in an escape or a directive is out of range"),
+        (b"%YAML 1." + b"9" * 5000 + b"\n---\nlr: 1", "not valid YAML"),
+    ):
+        path.write_bytes(content)
+        assert words in error_of(load_yaml, path)
+    path.unlink()
+    os.mkfifo(path)
+    assert "a pipe, socket or device" in error_of(load_yaml, path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+    (tmp_path / "c.yaml").write_bytes("lr: 0.5".encode("utf-8-sig"))
+    assert load_yaml(tmp_path / "c.yaml").lr == 0.5
+
+
+def test_any_path_on_the_disk_survives_the_resolved_configuration(tmp_path):
+    config = train("--data_dir", "/data/\udcff: #'\"")
+    save_yaml(config, tmp_path / "resolved.yaml")
+    assert load_yaml(tmp_path / "resolved.yaml") == config
 
 
 def test_file_of_comments_only_sets_nothing(write):
@@ -205,6 +279,19 @@ def test_file_of_comments_only_sets_nothing(write):
         (["--lr", "fast"], ["--lr must be a number, got 'fast'"]),
         (["--opt", "adamx"], ["--opt must be one of", "nearest is adam"]),
         (["8"], ["unexpected argument '8'"]),
+        (["--learning_rate", "1"], ["unknown flag --learning_rate; here it is --lr"]),
+        (["--gpu", "0"], ["unknown flag --gpu; here it is --device_target"]),
+        (["--data-path", "x"], ["unknown flag --data-path; here it is --data_dir"]),
+        (["--pretrained_weights", "x"], ["unknown flag --pretrained_weights; here it is --ckpt_path"]),
+        (["--output_dir", "x"], ["unknown flag --output_dir; here it is --ckpt_save_dir"]),
+        (["--patience", "3"], ["unknown flag --patience; see --help"]),
+        (["--model", "resnet50"], ["no model is called 'resnet50'; python -m mindcv_reparam list shows the names"]),
+        (["--model", "fastvit_t8.apple_in1k"], ["the nearest is 'fastvit_t8'"]),
+        (["--model", "riformer-s12_32xb128_in1k"], ["the nearest is 'riformer_s12'"]),
+        (["--lr", "nan"], ["--lr must be a number, got 'nan'"]),
+        (["--num_classes", "1000000"], ["--num_classes must be at least 1 and at most 100000, got 1000000"]),
+        (["--lr", "1,2"], ["--lr must be a number"]),
+        (["--batch_size", "-" + "9" * 400], ["--batch_size must be at most 2147483647 in size"]),
         (["--dataset_download"], ["--dataset_download can only be False", "data_dir"]),
         (["--output", "here"], ["train.py has no flag --output"]),
     ],
@@ -255,8 +342,30 @@ def test_export_has_a_batch_size_of_its_own(write):
     assert (config.batch_size, config.export_batch_size) == (256, (1,))
     config = parse(["-c", str(path), "--ckpt_path", "a.ckpt", "--batch_size", "1,4"], "export")
     assert (config.batch_size, config.export_batch_size) == (256, (1, 4))
-    config = parse(["-c", str(path), "--ckpt_path", "a.ckpt", "--batch_size", "dynamic"], "export")
+    config = parse(["-c", str(path), "--ckpt_path", "a.ckpt", "--export_batch_size", "dynamic"], "export")
     assert (config.batch_size, config.export_batch_size) == (256, "dynamic")
+
+
+@pytest.mark.parametrize(
+    ("name", "older", "value", "wrong"),
+    [
+        ("export_batch_size", "batch_size", (1, 4), "0"),
+        ("export_input", "input", "rgb", "grey"),
+        ("export_head", "head", "topk", "neck"),
+        ("export_weights", "weights", "fp16", "fp8"),
+    ],
+)
+def test_exports_flags_have_the_names_of_the_keys_and_the_older_ones_are_read(write, name, older, value, wrong):
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    checkpoint = ["--ckpt_path", "a.ckpt"]
+    assert getattr(load_yaml(write(f"{name}: [{text}]" if "," in text else f"{name}: {text}")), name) == value
+    for flag in (name, older):
+        config = parse([*checkpoint, f"--{flag}", text], "export")
+        assert (getattr(config, name), config.given) == (value, {name, "ckpt_path"})
+        assert error_of(parse, [*checkpoint, f"--{flag}", wrong], "export").startswith(f"--{name} must be ")
+    if older not in SETTINGS:
+        assert f"unknown key {older}; the nearest" not in error_of(load_yaml, write(f"{older}: {text}"))
+        assert f"unknown flag --{older}" in error_of(train, f"--{older}", text)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +373,7 @@ def test_export_has_a_batch_size_of_its_own(write):
     [
         ("train", "--lr --opt --batch_size --ckpt_save_dir --mixup", "--output --file_format --pretrained"),
         ("validate", "--ckpt_path --batch_size --val_amp_level --allow_bad_images --output", "--lr --reparam --mixup"),
-        ("export", "--ckpt_path --batch_size --file_format --reparam --output", "--lr --data_dir --export_batch_size"),
+        ("export", "--ckpt_path --export_batch_size --file_format --reparam --output", "--lr --data_dir --batch_size"),
     ],
 )
 def test_help_shows_the_flags_of_the_script(capsys, script, has, lacks):

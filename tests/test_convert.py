@@ -1,30 +1,21 @@
-import argparse
 import hashlib
-import importlib.util
-import os
-import pickle
 import re
 
 import mindspore as ms
 import numpy as np
+import pickled
 import pytest
 from goldens import Golden, names
 from safetensors.numpy import load_file, save_file
 
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.__main__ import main
-from mindcv_reparam.checkpoint import (
-    CheckpointInfo,
-    load_arrays,
-    model_from_checkpoint,
-    read_checkpoint,
-    save_checkpoint,
-)
-from mindcv_reparam.convert import convert, detect, files, revert, table_for
+from mindcv_reparam.checkpoint import CheckpointInfo, load_arrays, read_checkpoint, save_checkpoint
+from mindcv_reparam.convert import convert, detect, revert, table_for, tables
 from mindcv_reparam.convert.files import read_source
-from mindcv_reparam.convert.rules import Rule
-from mindcv_reparam.convert.tables import TABLES
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.formats import Rule
+from mindcv_reparam.zoo import model_from_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +82,7 @@ def test_the_inverse_of_a_conversion_is_the_identity(name):
 
 @pytest.mark.parametrize(
     "table",
-    [table for table in TABLES if table.state == "branches"],
+    [table for table in tables() if table.state == "branches"],
     ids=lambda table: f"{table.source}-{table.markers[0]}",
 )
 def test_fused_releases_load_into_the_branches_level(table):
@@ -121,7 +112,7 @@ FUSED_NAMES = {
 
 @pytest.mark.parametrize("source", FUSED_NAMES)
 def test_fused_fastvit_has_the_names_of_the_original(source):
-    table = next(t for t in TABLES if t.source == source and t.state == "branches" and t.family == "fastvit")
+    table = next(t for t in tables() if t.source == source and t.state == "branches" and t.family == "fastvit")
     net = reparameterize(create_model("fastvit_sa12", num_classes=10), "branches")
     assert set(FUSED_NAMES[source]) <= set(revert({p.name: p.asnumpy() for p in net.get_parameters()}, table))
 
@@ -222,24 +213,6 @@ def test_what_another_code_base_lacks_is_one_line(arguments, message):
 # -- Files ------------------------------------------------------------------------------------------------------------
 
 
-class Pickled:
-    """What a PyTorch tensor is to the reader."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def detach(self):
-        return self
-
-    cpu = float = detach
-
-    def is_floating_point(self):
-        return self.value.dtype.kind == "f"
-
-    def numpy(self):
-        return self.value
-
-
 @pytest.mark.parametrize(
     ("content", "taken", "beside"),
     [
@@ -249,52 +222,14 @@ class Pickled:
         ({"meta": {}, "state_dict": 0, "ema_state_dict": 1}, "state_dict", ["meta", "ema_state_dict"]),
     ],
 )
-def test_the_weights_in_a_training_checkpoint_are_chosen_and_the_rest_is_named(
-    monkeypatch, tmp_path, content, taken, beside
-):
-    weights = [{"a": Pickled(np.full(2, i, np.float32))} for i in range(2)]
-    content = {
+def test_the_weights_in_a_training_checkpoint_are_chosen_and_the_rest_is_named(tmp_path, content, taken, beside):
+    weights = [{"a": np.full(2, i, np.float32)} for i in range(2)]
+    saved = {
         key: weights[value] if isinstance(value, int) and key != "epoch" else value for key, value in content.items()
     }
-    monkeypatch.setattr(files, "_read_pickle", lambda path: content)
-    path = tmp_path / "checkpoint.pth.tar"
-    path.touch()
-    source = read_source(path)
-    np.testing.assert_array_equal(source.tensors["a"], content[taken]["a"].value)
+    source = read_source(pickled.write(tmp_path / "checkpoint.pth.tar", saved))
+    np.testing.assert_array_equal(source.tensors["a"], weights[content[taken]]["a"])
     assert source.notes == (f"weights taken from {taken!r}; not converted: {', '.join(map(repr, beside))}",)
-
-
-if importlib.util.find_spec("torch"):
-
-    def test_a_pickle_is_read(tmp_path):
-        import torch
-
-        args = argparse.Namespace(lr=0.1)
-        torch.save({"state_dict": {"a": torch.ones(2, dtype=torch.bfloat16)}, "args": args}, tmp_path / "net.pth")
-        np.testing.assert_array_equal(read_source(tmp_path / "net.pth").tensors["a"], np.ones(2, np.float32))
-
-    def test_a_pickle_that_would_run_code_is_refused(tmp_path):
-        import torch
-
-        torch.save({"state_dict": {}, "extra": Runs(tmp_path / "ran")}, tmp_path / "net.pth")
-        with pytest.raises(UserError, match=r"is refused: reading it would run posix\.mkdir"):
-            read_source(tmp_path / "net.pth")
-        assert not (tmp_path / "ran").exists()
-
-    class Runs:
-        def __init__(self, path):
-            self.path = path
-
-        def __reduce__(self):
-            return os.mkdir, (str(self.path),)
-
-else:
-
-    def test_a_pickle_needs_torch(tmp_path):
-        path = tmp_path / "net.pth"
-        path.write_bytes(pickle.dumps({"a": 1}))
-        with pytest.raises(UserError, match=r"net\.pth is a pickle, which PyTorch .* pip install torch"):
-            read_source(path)
 
 
 def test_half_precision_is_widened(tmp_path):
@@ -407,6 +342,19 @@ def test_another_class_count_replaces_the_head_and_says_so(riformer, convert_fil
     assert info.preprocessing["image_resize"] == [384, 384]
 
 
+def test_weights_of_imagenet_carry_the_names_of_its_classes(golden, convert_files):
+    rng, state = np.random.default_rng(0), golden.state
+    heads = {name: state[name] for name in ("head.fc.weight", "head.fc.bias")}
+    heads = {name: rng.normal(size=(1000, *value.shape[1:])).astype(np.float32) for name, value in heads.items()}
+    path, _ = convert_files({**state, **heads})
+    _, info = read_checkpoint(path)
+    assert (len(info.classes), len(info.labels)) == (1000, 1000)
+    assert (info.classes[207], info.labels[207]) == ("n02099601", "golden retriever")
+    for arguments in ([], ["--num_classes", "1000"]):  # of other data, and a new head that has learnt nothing
+        _, info = read_checkpoint(convert_files(state, *arguments)[0])
+        assert (info.classes, info.labels) == (None, None)
+
+
 def test_a_tensor_too_many_is_refused_and_nothing_written(riformer, convert_files, tmp_path):
     with pytest.raises(UserError, match=r"the network lacks head\.extra"):
         convert_files(riformer | {"head.fc.extra": np.zeros(1, np.float32)})
@@ -428,6 +376,10 @@ def test_a_gelu_that_timm_does_not_have_is_told(tmp_path, capsys):
     [
         (["-o", "out.safetensors"], r"--output must end with \.ckpt, got out\.safetensors"),
         (["-o", "out.ckpt", "--to", "timm"], r"--output must end with \.safetensors, got out\.ckpt"),
+        (["-o", "out.ckpt", "--num_classes", "0"], "--num_classes: must be a whole number from 1 to 100000, got '0'"),
+        (["-o", "out.ckpt", "--num_classes", "9" * 5000], "--num_classes: must be a whole number from 1 to 100000"),
+        (["-o", "out.ckpt", "--img_size", "1e3"], "--img_size: must be a whole number from 1 to 4096, got '1e3'"),
+        (["-o", "out.ckpt", "--nb_classes", "3"], "unknown flag --nb_classes; here it is --num_classes"),
     ],
 )
 def test_the_suffix_of_the_output_must_fit(arguments, message):

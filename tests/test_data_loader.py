@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from mindcv_reparam.config import Config
-from mindcv_reparam.data import create_dataset, create_loader, loader
-from mindcv_reparam.data.mixup import soft_labels
+from mindcv_reparam.data import create_dataset, loader
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.tasks import TASKS, open_loader
+from mindcv_reparam.tasks.classification.mixup import soft_labels
 
 ROOT = Path(__file__).parents[1]
 TRAIN = Config(
@@ -37,14 +38,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def log_reaches_caplog(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("mindcv_reparam"), "propagate", True)  # runtime.show_log stops it
-
-
 def make_loader(folder, train=True, rank=0, size=1, **kwargs):
     config = dataclasses.replace(TRAIN, data_dir=str(folder), **kwargs)
-    return create_loader(create_dataset(config, train), config, train, rank, size)
+    return open_loader(TASKS["classification"], create_dataset(config, train), config, train, rank, size)
 
 
 def epoch_of(*args, epoch=0, start_step=0, **kwargs):
@@ -168,6 +164,26 @@ def test_bad_images_in_training_are_replaced_counted_and_named_once(folder, capl
     assert_same(epochs[1], epoch_of(folder, batch_size=11, epoch=1))
 
 
+def test_a_replacement_has_its_own_label(tmp_path):
+    """Every class has a colour of its own and images that cannot be read: label and colour go together."""
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    for label, colour in enumerate(colours):
+        for number in range(6):
+            path = tmp_path / f"train/{label}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30, 30), colour).save(path)
+            if number % 2:
+                path.write_bytes(b"no image")
+    config = Config(
+        data_dir=str(tmp_path), image_resize=8, batch_size=18, num_parallel_workers=1, seed=1,
+        color_jitter=0.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
+    )  # fmt: skip
+    with open_loader(TASKS["classification"], create_dataset(config, True), config, True) as batches:
+        ((images, labels),) = batches.epoch(0)
+    assert batches.skipped >= 9
+    np.testing.assert_array_equal(images[:, :, 4, 4], np.array(colours)[labels.argmax(axis=1)])
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_names_of_any_ranks_batch(folder, size):
     loader = make_loader(folder, shuffle=False, size=size, batch_size=2)
@@ -223,12 +239,21 @@ def test_number_of_workers(folder, monkeypatch):
     for wanted, expected in ((1, 1), (3, 3), (64, 4)):
         assert make_loader(folder, num_parallel_workers=wanted)._worker_count == expected
     digits = dataclasses.replace(TRAIN, dataset="digits", num_classes=None, num_parallel_workers=64)
-    assert create_loader(create_dataset(digits, True), digits, True)._worker_count == 1
+    assert open_loader(TASKS["classification"], create_dataset(digits, True), digits, True)._worker_count == 1
+
+
+def test_batches_are_made_ahead_of_their_use(folder):
+    with make_loader(folder) as batches:
+        epoch = batches.epoch(0)
+        next(epoch)
+        (place, future), *_ = batches._ahead
+        assert place == (0, 1)
+        assert future.result(timeout=60)[0].shape == (4, 3, 24, 24)  # nobody has asked for it
 
 
 def test_digits_through_the_loader():
     config = dataclasses.replace(TRAIN, dataset="digits", num_classes=None, batch_size=64)
-    with create_loader(create_dataset(config, False), config, False) as batches:
+    with open_loader(TASKS["classification"], create_dataset(config, False), config, False) as batches:
         assert (batches.steps_per_epoch, batches.num_classes) == (6, 10)
         assert sum(weights.sum() for *_, weights in batches.epoch(0)) == 360
 
@@ -316,11 +341,12 @@ def test_processes_end_when_their_parent_is_killed(folder):
     script = f"""
 import dataclasses, sys
 from mindcv_reparam.config import Config
-from mindcv_reparam.data import create_dataset, create_loader, loader
+from mindcv_reparam.data import create_dataset, loader
+from mindcv_reparam.tasks import TASKS, open_loader
 loader._MOST_THREADS = 0
 loader._usable_cores = lambda: 2
 config = Config(data_dir={str(folder)!r}, image_resize=24, batch_size=2, num_parallel_workers=2, epoch_size=1000)
-batches = create_loader(create_dataset(config, True), config, True)
+batches = open_loader(TASKS["classification"], create_dataset(config, True), config, True)
 next(batches.epoch(0))
 assert "mindspore" not in sys.modules
 print(*[worker._process.pid for worker in batches._workers._workers], flush=True)

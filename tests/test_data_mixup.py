@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindcv_reparam.data.mixup import BatchMix, cutmix_box, soft_labels
+from mindcv_reparam.tasks.classification.mixup import BatchMix, cutmix_box, soft_labels
 
 
 def rng(*key):

@@ -5,17 +5,19 @@ import os
 import subprocess
 import sys
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import ENVIRONMENT, finish, mpirun_command, msrun_command, processes_with, start, wait_for_end
 
-from mindcv_reparam import distributed
+from mindcv_reparam import distributed, joining, scheduler
 from mindcv_reparam.distributed import Distributed, Launch, launched
 from mindcv_reparam.errors import UserError
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
+MINDSPORE = tuple(map(int, version("mindspore").split(".")[:2]))
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "16", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "2"}
 MSRUN = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "16", "MS_NODE_ID": "9", "RANK_ID": "9", "DEVICE_ID": "1"}
@@ -86,23 +88,22 @@ def test_msruns_scheduler_gives_a_dead_rank_up_within_30_seconds(monkeypatch):
 
 
 def test_a_single_process_needs_no_cluster():
-    job = distributed.start(None, "CPU")
-    assert job == Distributed(rank=0, size=1, local_rank=0, launcher="single")
-    assert job.is_main
-    np.testing.assert_array_equal(job.sum([[2**53, 0.1]]), [[2**53, 0.1]])
-    job.check_identical([("weight", np.ones((2, 3)))])
-    job.barrier()
-    job.close()
+    with distributed.start(None, "CPU") as job:
+        assert job == Distributed(rank=0, size=1, local_rank=0, launcher="single")
+        assert job.is_main
+        np.testing.assert_array_equal(job.sum([[2**53, 0.1]]), [[2**53, 0.1]])
+        job.check_identical([("weight", np.ones((2, 3)))])
+        job.barrier()
 
 
 def test_ranks_on_one_host_meet_on_its_loopback():
-    assert distributed._address_towards(["a", "a", "a"]) == "127.0.0.1"
+    assert joining.address_towards(["a", "a", "a"]) == "127.0.0.1"
 
 
 def test_ranks_on_two_hosts_meet_where_the_route_between_them_starts():
-    assert distributed._address_towards(["a", "127.0.0.2"]) == "127.0.0.1"
+    assert joining.address_towards(["a", "127.0.0.2"]) == "127.0.0.1"
     with pytest.raises(UserError, match="MS_SCHED_HOST"):
-        distributed._address_towards(["a", "no-such-host.invalid"])
+        joining.address_towards(["a", "no-such-host.invalid"])
 
 
 @pytest.fixture
@@ -113,10 +114,20 @@ def token():
     assert wait_for_end(token, seconds=10) == []
 
 
+@pytest.fixture
+def by_scheduler(monkeypatch):
+    """Ranks under mpirun are joined as before MindSpore 2.9; rank 0's scheduler ends with them."""
+    monkeypatch.setenv("BY_SCHEDULER", "1")
+    yield
+    assert wait_for_end(scheduler.__file__, seconds=10) == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["mpirun", "msrun"])
-def test_sums_are_exact_and_equal_on_all_ranks(launcher, token, tmp_path):
-    job = (WORKER, "collectives", token)
+@pytest.mark.parametrize("launcher", ["mpirun", "mpirun with a scheduler", "msrun"])
+def test_sums_are_exact_and_equal_on_all_ranks(launcher, token, tmp_path, request):
+    if launcher.endswith("scheduler"):
+        request.getfixturevalue("by_scheduler")
+    launcher, job = launcher.split()[0], (WORKER, "collectives", token)
     command = mpirun_command(2, *job) if launcher == "mpirun" else msrun_command(2, tmp_path, *job)
     status, output, errors = finish(start(command))
     assert status == 0, errors
@@ -151,6 +162,35 @@ def test_a_failing_rank_ends_the_job_and_shows_its_error_once(token):
 def test_a_killed_rank_ends_the_job(token):
     status, _, errors = finish(start(mpirun_command(2, WORKER, "killed_rank", token)))
     assert status == 128 + 9
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_the_scheduler_ends_with_a_killed_rank(by_scheduler, token):
+    status, _, errors = finish(start(mpirun_command(2, WORKER, "killed_rank", token)))
+    assert status == 128 + 9
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_the_scheduler_ends_with_a_killed_mpirun(by_scheduler, token):
+    job = start(mpirun_command(2, WORKER, "waiting", token))
+    assert [job.stdout.readline(), job.stdout.readline()] == ["ready\n", "ready\n"]
+    assert len(processes_with(scheduler.__file__)) == 1
+    job.kill()
+    job.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MINDSPORE >= (2, 10), reason="waits an hour in a collective")
+@pytest.mark.parametrize(("where", "expected"), [("host", 0), ("device", 2)])
+def test_a_rank_that_comes_late(where, expected, token, monkeypatch):
+    """The ranks of MindSpore 2.9 and older wait for one another outside of its collectives, or it is said why not."""
+    monkeypatch.setenv("LATE", f"{where} 45")
+    status, output, errors = finish(start(mpirun_command(2, WORKER, "late_rank", token)))
+    assert status == expected, errors
+    assert output == ("2.0\n2.0\n" if expected == 0 else "")
+    assert [line for line in errors.splitlines() if line.startswith("error: a rank came")] == [] or expected
     assert "Traceback" not in errors
 
 

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import typing
 
 import pytest
 from processes import ENVIRONMENT, mpirun_command
 
-from mindcv_reparam.errors import nearest
+from mindcv_reparam import suggestions
+from mindcv_reparam.config import SETTINGS, Config
+from mindcv_reparam.settings import choices
+from mindcv_reparam.suggestions import suggestion
 
 SCRIPT = """
 import os, sys, time
@@ -106,12 +110,57 @@ def test_what_follows_from_a_failure_is_not_taken_for_it():
     assert "connection lost" not in ended.stderr
 
 
+MODELS = ["fastvit_t8", "visformer_tiny", "visformer_small", "regnety_160"]
+FLAGS = ["--lr", "--decay_rate", "--gelu", "--batch_size", "--data_dir", "--device_target", "--epoch_size"]
+
+
 @pytest.mark.parametrize(
-    ("word", "expected"),
-    [("visformer_tni", "visformer_tiny"), ("FASTVIT_T8", "fastvit_t8"), ("zzz", "fastvit_t8"), ("", "fastvit_t8")],
+    ("word", "choices", "expected"),
+    [
+        ("visformer_tni", MODELS, "; the nearest is visformer_tiny"),
+        ("FASTVIT_T8", MODELS, "; the nearest is fastvit_t8"),
+        ("zzz", MODELS, ""),
+        ("", MODELS, ""),
+        ("resnet50", MODELS, ""),
+        ("--learning_rate", FLAGS, "; here it is --lr"),
+        ("--learning-rate", FLAGS, "; here it is --lr"),
+        ("--gpu", FLAGS, "; here it is --device_target"),
+        ("--batch", FLAGS, "; here it is --batch_size"),
+        ("--batch-size", FLAGS, "; the nearest is --batch_size"),
+        ("--data-path", FLAGS, "; here it is --data_dir"),
+        ("--epochs", FLAGS, "; here it is --epoch_size"),
+        ("--patience", FLAGS, ""),
+        ("--weights", FLAGS, ""),  # the flag that it would be is not among these
+        ("cosine", ["constant", "cosine_decay"], "; here it is cosine_decay"),
+        ("x" * 1_000_000, MODELS, ""),
+    ],
 )
-def test_nearest_always_finds_one(word, expected):
-    names = ["fastvit_t8", "visformer_tiny", "visformer_small"]
-    assert nearest(word, names) in names
-    if word and word != "zzz":
-        assert nearest(word, names) == expected
+def test_a_suggestion_is_made_only_where_it_is_no_guess(word, choices, expected):
+    assert suggestion(word, choices) == expected
+
+
+def test_a_suggestion_can_be_quoted():
+    assert suggestion("fastvit_t9", MODELS, quoted=True) == "; the nearest is 'fastvit_t8'"
+
+
+def test_every_name_of_other_tools_leads_to_one_that_exists():
+    """In the scripts, in a command, or among the choices of a setting."""
+    known = set(SETTINGS) | {"img_size"}
+    known |= {str(choice) for hint in typing.get_type_hints(Config).values() for choice in choices(hint)}
+    assert set(suggestions._ELSEWHERE) <= known
+    for ours, theirs in suggestions._ELSEWHERE.items():
+        for word in theirs.split():
+            assert suggestion(word, [ours]) in (f"; here it is {ours}", f"; the nearest is {ours}")
+
+
+def test_what_a_file_holds_cannot_write_to_the_terminal():
+    ended = script("raise UserError('no key \\x1b[2J\\x07 in\\nx\\udcff')")
+    assert ended.stderr == "error: no key \\x1b[2J\\x07 in x\\udcff\n"
+    assert ended.returncode == 2
+
+
+def test_memory_that_is_not_there_is_one_line():
+    ended = script("import numpy; numpy.ones(1 << 56)")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: out of memory (Unable to allocate 512. PiB")
+    assert ended.stderr.endswith("take smaller batches or images, or fewer workers\n")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from goldens import Golden
 from mindspore import Tensor, nn
-from networks import IMAGE_SIZE, SMALL, arrays, cells, difference, random_images, randomise, small_network
+from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, arrays, cells, difference, random_images, randomise, small_network
 
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.checkpoint import load_arrays
@@ -24,19 +24,7 @@ def small_backbone(family: str, **options) -> nn.Cell:
     return randomise(net).set_train(False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def pynative():
-    """Compiling takes most of the time of these tests, so most of them do without."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=ms.GRAPH_MODE)
-
-
-@pytest.fixture
-def graph_mode(pynative):
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=ms.PYNATIVE_MODE)
+pytestmark = pytest.mark.usefixtures("pynative")
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -233,3 +221,20 @@ def test_maps_are_those_of_the_reference(name):
         assert difference(feature.mean((2, 3)), golden.results[f"feature{i}_mean"]) <= 1e-5
         assert difference(feature[:, :4, :4, :4], golden.results[f"feature{i}_corner"]) <= 1e-5
     assert len(maps) == 4
+
+
+@pytest.mark.parametrize("family", list(SMALL))
+def test_no_classes_give_what_the_classifier_sees(family):
+    name, hyper_parameters = SMALL[family]
+    options = dict(img_size=IMAGE_SIZE, **hyper_parameters)
+    net = randomise(create_model(name, num_classes=NUM_CLASSES, **options)).set_train(False)
+    pooled = create_model(name, num_classes=0, **options).set_train(False)
+    names = {parameter.name for parameter in net.get_parameters()}
+    assert names - {parameter.name for parameter in pooled.get_parameters()} == {"head.weight", "head.bias"}
+    kept = {name: value for name, value in arrays(net).items() if not name.startswith("head.")}
+    load_arrays(pooled, kept, "file")
+    images = random_images()
+    features = pooled(images)
+    assert features.shape == (2, net.head.in_channels)
+    assert difference(net.head(features), net(images)) < 1e-6
+    assert difference(reparameterize(pooled)(images), features) < 2e-5

@@ -97,3 +97,24 @@ def test_the_earlier_folder_survives_a_failure(tmp_path, monkeypatch, failing):
         write()
     assert (folder / "marker").read_text() == "old"
     assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_an_earlier_run_is_set_aside_where_a_link_leads_to(tmp_path):
+    folder_of(tmp_path, "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    files.set_aside(tmp_path / "link", marker="marker")
+    assert sorted(os.listdir(tmp_path)) == ["link", "real", "real.1"]
+    assert os.readlink(tmp_path / "link") == str(tmp_path / "real")
+    assert os.listdir(tmp_path / "link") == []
+    assert (tmp_path / "real.1" / "marker").read_text() == "old"
+
+
+def test_an_earlier_run_that_cannot_be_renamed_is_a_user_error(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, "run")
+
+    def busy(*_):
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(UserError, match=r"run holds an earlier run .*Device or resource busy.*another folder"):
+        files.set_aside(folder, marker="marker")

@@ -7,11 +7,19 @@ from mindspore import Tensor, nn, ops
 from networks import arrays, cells, difference, random_images, randomise
 
 from mindcv_reparam import create_model, reparameterize
-from mindcv_reparam.checkpoint import load_arrays, resize_filter
+from mindcv_reparam.checkpoint import load_arrays
 from mindcv_reparam.complexity import cost, count_parameters
 from mindcv_reparam.features import feature_network
 from mindcv_reparam.layers import Dropout, DropPath
-from mindcv_reparam.models.gfnet import Block, FusedBlock, GFNet, GlobalFilter, full_spectrum, half_spectrum
+from mindcv_reparam.models.gfnet import (
+    Block,
+    FusedBlock,
+    GFNet,
+    GlobalFilter,
+    full_spectrum,
+    half_spectrum,
+    resize_filter,
+)
 
 SIZES = [(8, 6), (7, 5), (6, 7), (9, 4), (1, 2)]
 

@@ -1,6 +1,7 @@
 """Rooms import in one direction, and what answers ``--help`` does so without importing MindSpore."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,31 +13,66 @@ PACKAGE = REPOSITORY / "mindcv_reparam"
 
 # What each room may import of the package, besides itself. A room is a module or a folder directly under the package;
 # the commands and the three scripts, which wire the rooms together, may import all of them.
-BASE = {"errors", "files", "settings"}
-CELLS = BASE | {"fusion", "reparam", "stochastic", "layers"}
-WEIGHTS = BASE | {"reparam", "registry", "checkpoint"}
+BASE = {
+    *("suggestions", "packages", "errors", "kinds", "files", "settings", "untrusted"),
+    *("archives", "fonts", "labels", "plain_paths", "tensors"),
+}
+CELLS = BASE | {"private", "fusion", "tree", "reparam", "stochastic", "layers"}
+WEIGHTS = BASE | {"reparam", "registry", "checkpoint_info", "checkpoint", "zoo"}
 ALLOWED = {
-    "__init__": set(),
-    "errors": set(),
-    "files": {"errors"},
-    "settings": {"errors"},
-    "config": BASE | {"registry"},
-    "distributed": BASE,
-    "runtime": BASE | {"distributed"},
+    "__init__": {"reparam", "checkpoint", "registry", "zoo"},  # the public names, loaded on first use
+    "suggestions": set(),
+    "errors": {"suggestions", "packages", "hosts"},
+    "packages": set(),
+    "fonts": {"packages"},
+    "kinds": set(),
+    "files": {"errors", "kinds"},
+    "settings": {"suggestions", "errors"},
+    "untrusted": {"errors"},
+    "tensors": set(),
+    "versions": set(),
+    "labels": {"errors", "untrusted"},
+    "archives": {"errors", "untrusted"},
+    "plain_paths": {"errors", "untrusted"},
+    "yaml_file": BASE,
+    "config": BASE | {"registry", "yaml_file"},
+    "watch": BASE,
+    "meeting": {"errors"},
+    "hosts": {"errors"},
+    "guardian": {"watch"},
+    "scheduler": set(),
+    "votes": BASE,
+    "joining": {"errors", "hosts", "private", "scheduler"},
+    "distributed": BASE | {"guardian", "hosts", "joining", "meeting", "scheduler", "votes", "watch"},
+    "owner": BASE | {"distributed"},
+    "runtime": BASE | {"distributed", "hosts"},
     "fusion": BASE,
-    "reparam": BASE | {"fusion"},
+    "private": set(),
+    "tree": {"private"},
+    "reparam": BASE | {"fusion", "tree"},
     "stochastic": BASE | {"reparam"},
-    "layers": BASE | {"fusion", "reparam", "stochastic"},
-    "registry": BASE,
-    "models": CELLS | {"registry"},
+    "layers": BASE | {"private", "fusion", "reparam", "runtime", "stochastic"},
+    "formats": {"errors"},
+    "registry": BASE | {"formats"},
+    "models": CELLS | {"formats", "registry", "features"},
     "cpu": CELLS | {"runtime"},
-    "features": BASE | {"reparam", "stochastic"},
-    "checkpoint": BASE | {"reparam", "registry"},
-    "convert": WEIGHTS,
-    "deploy": WEIGHTS | CELLS | {"config", "data", "features", "complexity", "runtime"},
+    "features": BASE | {"tree", "reparam", "stochastic"},
+    "ckpt_format": {"errors", "untrusted"},
+    "checkpoint_info": BASE | {"registry", "ckpt_format"},
+    "checkpoint": BASE | {"reparam", "checkpoint_info"},
+    "zoo": BASE | {"reparam", "registry", "checkpoint_info", "checkpoint", "features", "models"},
+    "convert": WEIGHTS | {"formats"},
+    "bundle": BASE | {"registry", "config", "data", "tasks"},
+    "run": WEIGHTS | {"bundle", "data", "runtime", "tasks"},
+    "export": WEIGHTS | CELLS | {"bundle", "run", "data", "complexity", "tasks"},
+    "serving": BASE | {"bundle", "run", "data", "tasks"},
     "complexity": WEIGHTS,
-    "data": BASE | {"config", "distributed"},
-    "training": BASE | {"config", "distributed", "reparam", "checkpoint"},
+    "data": BASE | {"config", "distributed", "yaml_file"},
+    "precision": BASE,
+    "tasks": WEIGHTS | {"zoo", "features", "config", "data", "watch", "distributed", "precision"},
+    "training": WEIGHTS
+    | {"tree", "zoo", "features", "config", "cpu", "data", "watch", "distributed", "precision", "stochastic", "tasks"}
+    | {"votes", "meeting"},
 }
 WIRING = {"__main__", "commands"}
 WITHOUT_MINDSPORE = [
@@ -45,19 +81,24 @@ WITHOUT_MINDSPORE = [
     ".errors",
     ".files",
     ".registry",
+    ".formats",
+    ".checkpoint_info",
     ".runtime",
     ".distributed",
     ".__main__",
     ".fusion",
     ".commands.infer",
+    ".tasks",
+    ".training.data",
 ]
 
 
 def imports_of(path: Path) -> set[str]:
-    """Rooms of the package that a file imports, anywhere in it."""
+    """Rooms of the package that a file imports, anywhere in it, by statements or by strings."""
     module = path.relative_to(REPOSITORY).with_suffix("").parts
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = imported_by_string(tree, module)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -66,6 +107,40 @@ def imports_of(path: Path) -> set[str]:
             found |= {f"{origin}.{alias.name}" for alias in node.names}
     rooms = {name.split(".")[1] for name in found if name.startswith("mindcv_reparam.")}
     return rooms - {"__version__"}  # of the package itself
+
+
+def imported_by_string(tree: ast.AST, module: tuple[str, ...]) -> set[str]:
+    """What ``import_module`` and ``__import__`` are called with. Where that is computed, it may be any room that the
+    file has as a string, alone or behind the package's name."""
+    package = module[:-1]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        called = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+        if called not in ("import_module", "__import__") or not node.args:
+            continue
+        name = literal(node.args[0], ".".join(package))
+        if name.startswith("."):
+            level = len(name) - len(name.lstrip("."))
+            name = ".".join([*package[: len(package) - level + 1], name.lstrip(".")])
+        if not name.removeprefix("mindcv_reparam.").startswith("?"):
+            found.add(name)
+            continue
+        strings = {part.value for part in ast.walk(tree) if isinstance(part, ast.Constant)} - {None}
+        found |= {f"mindcv_reparam.{room}" for room in rooms() if room in strings}
+        found |= {text for text in strings if isinstance(text, str) and re.fullmatch(r"mindcv_reparam(\.\w+)+", text)}
+    return found
+
+
+def literal(node: ast.expr, package: str) -> str:
+    """The text of an expression, with ? for every part that is computed."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(part, package) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return literal(node.left, package) + literal(node.right, package)
+    text = ast.unparse(node.value if isinstance(node, ast.FormattedValue) else node)
+    return package if text in ("__package__", "__name__") else "?"
 
 
 def rooms() -> dict[str, list[Path]]:
@@ -85,6 +160,42 @@ def test_room_imports_only_what_lies_before_it(room):
     for path in rooms()[room]:
         wrong = imports_of(path) - ALLOWED[room] - {room}
         assert not wrong, f"{path.relative_to(REPOSITORY)} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ('import_module("mindcv_reparam.training.step")', {"training"}),
+        ('importlib.import_module(f"{__package__}.models.{family}")', {"models"}),
+        ('importlib.import_module(".features", __package__)', {"features"}),
+        ('importlib.import_module("." + name, __package__); TABLE = {"create": "zoo"}', {"zoo"}),
+        ('importlib.import_module(module); WRITERS = ("mindcv_reparam.export.air", "numpy")', {"export"}),
+        ('importlib.import_module("mindspore"); KINDS = ("data", "config")', set()),
+        ("import mindcv_reparam.cpu.library", {"cpu"}),
+    ],
+)
+def test_imports_by_string_are_seen(monkeypatch, code, expected):
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: code)
+    assert imports_of(PACKAGE / "probe.py") == expected
+
+
+def test_what_runs_bundles_imports_no_training_no_models_and_no_mindspore():
+    """As a device or a server does; a checkpoint that runs unexported, run.fused, is no bundle."""
+    modules = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for room in ("bundle", "run", "serving")
+        for path in rooms()[room]
+        if path.name not in ("__init__.py", "fused.py")
+    ]
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('mindcv_reparam.')}\n"
+        "print(*sorted(rooms & {'training', 'models', 'zoo', 'checkpoint', 'export'}), 'mindspore' in sys.modules)"
+    )
+    assert len(modules) > 20
+    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=REPOSITORY, check=True, capture_output=True)
+    assert done.stdout.decode().split() == ["False"]
 
 
 @pytest.mark.parametrize("module", WITHOUT_MINDSPORE)

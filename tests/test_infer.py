@@ -1,6 +1,7 @@
 """``python -m mindcv_reparam infer``: the same inputs and answers as validation, whatever runs the model."""
 
 import csv
+import dataclasses
 import json
 import os
 import pty
@@ -18,20 +19,24 @@ from PIL import Image
 
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.__main__ import main
-from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
+from mindcv_reparam.bundle.checksums import write_checksums
+from mindcv_reparam.bundle.manifest import Manifest, TensorSpec, read_manifest, write_manifest
+from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
 from mindcv_reparam.config import Config
-from mindcv_reparam.data import create_loader
+from mindcv_reparam.data import create_dataset, decoder
+from mindcv_reparam.data.decoder import Decoder, UnreadableImage
 from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.data.image_folder import ImageFolder
-from mindcv_reparam.deploy import contact_sheet, fused, images
-from mindcv_reparam.deploy.bundle import Candidate
-from mindcv_reparam.deploy.bundle import write_bundle as export
-from mindcv_reparam.deploy.graph import Interface
-from mindcv_reparam.deploy.image_files import find_images
-from mindcv_reparam.deploy.manifest import Manifest, TensorSpec, write_manifest
-from mindcv_reparam.deploy.prediction import Classifier, Prediction, Skipped
-from mindcv_reparam.deploy.probabilities import most_probable
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.export.bundle import Candidate
+from mindcv_reparam.export.bundle import write_bundle as export
+from mindcv_reparam.export.graph import Interface
+from mindcv_reparam.run import contact_sheet, fused
+from mindcv_reparam.run.image_files import find_images
+from mindcv_reparam.run.prediction import Prediction, Predictor, Skipped
+from mindcv_reparam.run.sample import input_of
+from mindcv_reparam.tasks import TASKS, open_loader
+from mindcv_reparam.tasks.classification.results import most_probable
 
 ROOT = Path(__file__).parents[1]
 SIZE = 16
@@ -100,6 +105,7 @@ def write_bundle(folder, **options):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, folder / "model.onnx")
+    write_checksums(folder)
     return folder
 
 
@@ -172,11 +178,56 @@ def test_inputs_are_those_of_validation(tmp_path, image_resize, interpolation):
         Image.fromarray(pixels, "RGBA").convert("RGB").convert(mode).save(folder / f"{number}.{suffix}")
     said = manifest(image_resize=image_resize, interpolation=interpolation)
     config = Config(**said.preprocessing, batch_size=2, num_parallel_workers=1)
-    with create_loader(ImageFolder(tmp_path), config, train=False) as loader:
+    with open_loader(TASKS["classification"], ImageFolder(tmp_path), config, train=False) as loader:
         expected = np.concatenate([batch[weights > 0] for batch, _, weights in loader.epoch(0)])
-    samples = list(Classifier(said, means).samples(find_images([str(tmp_path)]), ahead=3))
+    samples = list(Predictor(said, means).samples(find_images([str(tmp_path)]), ahead=3))
     assert len(samples) == len(kinds)
     np.testing.assert_array_equal([sample.input for sample in samples], expected)
+
+
+def test_training_validation_infer_and_verify_read_files_alike(tmp_path):
+    """A checkpoint's settings of decoding hold in each: of transparent, turned and 16-bit images."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "train/a").mkdir(parents=True)
+    pixels = rng.integers(0, 256, (20, 30, 4), np.uint8)
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "train/a/1.jpg", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "train/a/2.png", exif=exif)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(tmp_path / "train/a/3.png")
+    said = manifest(crop_pct=1.0, image_background=(0, 90, 200), exif_orientation=True)
+    config = Config(
+        **said.preprocessing, batch_size=3, num_parallel_workers=1, data_dir=str(tmp_path), val_split="train",
+        scale=(1.0, 1.0), ratio=(2 / 3, 2 / 3), hflip=0.0, color_jitter=0.0, shuffle=False,
+    )  # fmt: skip
+    files = find_images([str(tmp_path)])
+    with open_loader(TASKS["classification"], create_dataset(config, train=False), config, train=False) as loader:
+        ((validated, _, _),) = loader.epoch(0)
+    infer_inputs = [sample.input for sample in Predictor(said, means).samples(files)]
+    np.testing.assert_array_equal(infer_inputs, validated)
+    for kind in (Path, Path.read_bytes):  # as verify and as the server has them
+        np.testing.assert_array_equal([input_of(kind(file), said)[0] for file in files], validated)
+    plain = [sample.input for sample in Predictor(manifest(crop_pct=1.0), means).samples(files)]
+    assert [np.array_equal(*pair) for pair in zip(plain, validated)] == [False, False, True]
+    config = dataclasses.replace(config, image_resize=(30, 20))
+    with open_loader(TASKS["classification"], create_dataset(config, train=True), config, train=True) as loader:
+        ((trained, _),) = loader.epoch(0)
+    exact = [decoder.Decoder.of(config).pixels(file) for file in files[:2]]
+    for image, expected in zip(trained, exact):
+        assert expected.shape == (30, 20, 3)
+        shown = image.transpose(1, 2, 0) * np.array(config.std) + np.array(config.mean)
+        np.testing.assert_allclose(shown, expected, atol=1e-3)
+
+
+def test_settings_of_decoding_come_back_from_bundles_and_checkpoints(tmp_path):
+    settings = {"image_background": (0, 90, 200), "exif_orientation": True}
+    bundle = write_bundle(tmp_path / "bundle", **settings)
+    assert decoder.Decoder.of(Config(**read_manifest(bundle).preprocessing)) == Decoder((0, 90, 200), True)
+    info = CheckpointInfo("visformer_tiny", {"num_classes": 3, "in_channels": 3}, None, {**PREPROCESSING, **settings})
+    save_checkpoint(tmp_path / "a.ckpt", {"weight": np.zeros(3, np.float32)}, info)
+    _, found = read_checkpoint(tmp_path / "a.ckpt")
+    assert Decoder.of(Config().with_defaults(**found.preprocessing)) == Decoder((0, 90, 200), True)
+    assert Decoder.of(Config().with_defaults(**PREPROCESSING)) == Decoder((255, 255, 255), False)
 
 
 @pytest.mark.parametrize(
@@ -201,19 +252,19 @@ def test_batches_have_the_sizes_the_model_takes_and_padding_changes_nothing(tmp_
         shapes.append(images.shape)
         return means(images)
 
-    results = list(Classifier(manifest(batch_sizes=listed), program).predict(files, batch_size, topk=2))
+    results = list(Predictor(manifest(batch_sizes=listed), program).predict(files, batch_size, topk=2))
     assert [shape[0] for shape in shapes] == expected
     assert [result.file for result in results] == files
-    assert [result.classes[0] for result in results] == [number % 3 for number in range(11)]
-    alone = list(Classifier(manifest(), means).predict(files, 1, topk=2))
+    assert [result.found.classes[0] for result in results] == [number % 3 for number in range(11)]
+    alone = list(Predictor(manifest(), means).predict(files, 1, topk=2))
     for result, other in zip(results, alone):
-        assert result.classes == other.classes
-        assert result.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+        assert result.found.classes == other.found.classes
+        assert result.found.probabilities == pytest.approx(other.found.probabilities, abs=1e-6)
 
 
 def test_a_batch_smaller_than_any_the_model_takes_is_a_mistake(photos):
     with pytest.raises(UserError, match="batch_size 3: this model runs at least 4 images together"):
-        list(Classifier(manifest(batch_sizes=(8, 4)), means).predict(find_images([str(photos)]), 3, topk=1))
+        list(Predictor(manifest(batch_sizes=(8, 4)), means).predict(find_images([str(photos)]), 3, topk=1))
 
 
 def test_logits_and_probabilities_are_ranked_as_validation_ranks():
@@ -258,7 +309,9 @@ def test_every_kind_of_bundle_tells_the_same(tmp_path, photos, capsys, input_kin
 def test_features_are_no_classes(tmp_path, photos):
     bundle = write_bundle(tmp_path / "bundle")
     said = json.loads((bundle / "bundle.json").read_text())
-    (bundle / "bundle.json").write_text(json.dumps(said | {"output_kind": "features"}))
+    outputs = [said["outputs"][0] | {"shape": [None, 3, 4, 4]}]
+    (bundle / "bundle.json").write_text(json.dumps(said | {"output_kind": "features", "outputs": outputs}))
+    write_checksums(bundle)
     with pytest.raises(UserError, match="exported for its features and has no classes"):
         infer(bundle, photos)
 
@@ -266,6 +319,7 @@ def test_features_are_no_classes(tmp_path, photos):
 def test_a_preprocessing_that_does_not_fit_the_model_is_a_mistake(tmp_path, photos):
     bundle = write_bundle(tmp_path / "bundle")
     (bundle / "preprocessing.json").write_text(json.dumps({**PREPROCESSING, "image_resize": 20}))
+    write_checksums(bundle)
     with pytest.raises(UserError, match=r"makes an input of shape \(4, 3, 20, 20\), the model takes \(None, 3, 16, 16"):
         infer(bundle, photos)
 
@@ -287,7 +341,7 @@ def test_unreadable_images_are_named_and_skipped_and_all_others_done(tmp_path, p
     assert {Path(row["file"]).name: row["reason"] for row in told["skipped"]} == {
         **{"b.jpg": damaged, "bb.png": damaged, "notes.txt": damaged},
         "c.png": "No such file or directory",
-        "d.png": "more than 89,478,485 pixels, as it is or resized",
+        "d.png": "600000 x 1 pixels: a side may have 65,535",
     }
     shown = capsys.readouterr()
     assert shown.out.count("\n") == 3
@@ -297,17 +351,16 @@ def test_unreadable_images_are_named_and_skipped_and_all_others_done(tmp_path, p
     assert [Path(row["file"]).name for row in csv.DictReader(table.open())] == ["a.png", "c.png", "d.BMP"]
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_of_too_many_pixels_and_lost_ones_are_told_apart(photos, monkeypatch):
-    with pytest.raises(images.NoImage, match="No such file or directory"):
-        images.decode(photos / "gone.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    for side in (21, 40):  # Pillow warns of the first and refuses the second
+    with pytest.raises(UnreadableImage, match="No such file or directory"):
+        Decoder().pixels(photos / "gone.png")
+    monkeypatch.setattr(decoder, "MAX_PIXELS", 400)
+    for side in (21, 40):
         Image.new("RGB", (side, side)).save(photos / "large.png")
-        with pytest.raises(images.NoImage, match="pixels"):
-            images.decode(photos / "large.png")
+        with pytest.raises(UnreadableImage, match="pixels"):
+            Decoder().pixels(photos / "large.png")
     Image.new("RGB", (20, 20)).save(photos / "large.png")
-    assert images.decode(photos / "large.png").size == (20, 20)
+    assert Decoder().pixels(photos / "large.png").shape == (20, 20, 3)
 
 
 def test_an_output_that_is_not_finite_is_no_prediction(photos):
@@ -316,7 +369,7 @@ def test_an_output_that_is_not_finite_is_no_prediction(photos):
         logits[1] = np.nan
         return (logits,)
 
-    results = list(Classifier(manifest(), program).predict(find_images([str(photos)]), 4, topk=1))
+    results = list(Predictor(manifest(), program).predict(find_images([str(photos)]), 4, topk=1))
     assert [type(result) for result in results] == [Prediction, Skipped, Prediction, Prediction]
     assert results[1].reason == "the model's output for it is not finite"
 

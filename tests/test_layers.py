@@ -1,11 +1,14 @@
 """The shared Cells against their formulas in NumPy, and their folds."""
 
+import inspect
+
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 from networks import SMALL, arrays, difference, random_images, randomise
 
 from mindcv_reparam import create_model
+from mindcv_reparam.errors import UserError
 from mindcv_reparam.layers import (
     Attention,
     ConvNorm,
@@ -157,3 +160,18 @@ def test_every_weight_is_drawn_by_its_family(family):
     weights = [parameter for parameter in net.get_parameters() if parameter.ndim >= 2 and parameter.size > 1]
     assert len(weights) > 8
     assert not [weight.name for weight in weights if not weight.asnumpy().any()]
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_networks_are_created_where_classes_hide_their_arguments(family, monkeypatch):
+    """Python 3.11.0 to 3.11.3 show (*args, **kwargs) for a class whose base defines ``__new__``, as Cells' does."""
+    seen = inspect.signature
+
+    def hidden(of, **options):
+        return seen(lambda *args, **kwargs: None) if isinstance(of, type) else seen(of, **options)
+
+    monkeypatch.setattr(inspect, "signature", hidden)
+    name, sizes = SMALL[family]
+    assert create_model(name, num_classes=7, **sizes).head.out_channels == 7
+    with pytest.raises(UserError, match="no hyper-parameter width"):
+        create_model(name, width=3)

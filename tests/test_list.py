@@ -9,6 +9,7 @@ import pytest
 
 from mindcv_reparam import list_models
 from mindcv_reparam.__main__ import main
+from mindcv_reparam.commands.list import recipes
 from mindcv_reparam.errors import UserError
 
 
@@ -28,7 +29,7 @@ def test_columns_are_aligned(capsys):
     header = lines[0]
     for title in ("train M", "GMACs", "crop"):
         end = header.index(title) + len(title)
-        assert all(line[end - 1].isdigit() and line[end] == " " for line in lines[1:])
+        assert all(line[end - 1].isdigit() and line[end : end + 1] in ("", " ") for line in lines[1:])
 
 
 def test_without_a_pattern_all_models_are_listed_and_json_tells_everything(capsys):
@@ -39,6 +40,31 @@ def test_without_a_pattern_all_models_are_listed_and_json_tells_everything(capsy
     assert row["params"] == {"train": 10_321_368, "branches": 10_321_368, "full": 10_328_456}
     assert row["macs"] == 1_267_980_288
     assert row["published"][0]["source"] == "MindCV, D910x8-G"
+
+
+def test_a_word_is_a_part_of_the_name(capsys):
+    names = list_models("fastvit_t")
+    assert {"fastvit_t8", "rtdetr_fastvit_t8"} < set(names) < set(list_models())
+    assert names == list_models("*fastvit_t*")
+    assert list_models("fastvit_t8*") == ["fastvit_t8"]
+    main(["list", "fastvit_t"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == names
+
+
+def test_recipes_are_listed_for_the_models(capsys):
+    main(["list", "poolformer", "--recipes"])
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("configs/finetune.yaml ")
+    assert lines
+    assert all(line.startswith("configs/poolformer/") for line in lines)
+    main(["list", "fastvit_t8*", "--recipes", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["model"] for row in rows} == {"any", "fastvit_t8"}
+
+
+def test_without_a_checkout_there_are_no_recipes(tmp_path):
+    with pytest.raises(UserError, match=r"there are no recipes for them in .*: a checkout of the project has them"):
+        recipes(list_models(), tmp_path)
 
 
 def test_no_match_names_the_nearest():

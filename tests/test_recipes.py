@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from here import parse
 from networks import SMALL
 
 from mindcv_reparam import create_model
 from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
-from mindcv_reparam.config import Config, parse
+from mindcv_reparam.config import Config
 from mindcv_reparam.registry import list_models, model_info
 from mindcv_reparam.training.schedule import learning_rates
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-ASCEND = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*_ascend.yaml"))
-DIGITS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*_digits*_cpu.yaml"))
+ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml"))
+DETECTORS = [name for name in ALL if name.startswith("rtdetr/") and name.endswith("_ascend.yaml")]
+ASCEND = [name for name in ALL if name.endswith("_ascend.yaml") and name not in DETECTORS]
+DIGITS = [name for name in ALL if "_digits" in name]
+SCENES = [name for name in ALL if "_scenes" in name]
 
 
 def recipe(name: str) -> Config:
@@ -49,15 +53,27 @@ def test_there_is_a_recipe_for_every_published_result():
     assert {Path(name).parent.name for name in DIGITS} == {"fastvit", "poolformer", "riformer", "visformer"}
 
 
-@pytest.mark.parametrize("name", ASCEND + DIGITS)
+def test_the_recipe_for_own_images_is_for_every_classifier():
+    words = ["-c", str(CONFIGS / "finetune.yaml"), "--model", "fastvit_t8"]
+    config = parse(words, "train")
+    assert "--model fastvit_t8" in header("finetune.yaml")
+    assert config.warmup_epochs + config.decay_epochs == config.epoch_size
+    assert (config.mixup, config.cutmix, config.aug_repeats, config.drop_remainder) == (0, 0, 0, False)
+    assert (config.head_lr_factor, config.early_stopping, config.val_while_train) == (10, 8, True)
+    # It says nothing of what a model is fed with, which is the checkpoint's.
+    assert not {"image_resize", "mean", "std", "crop_pct", "interpolation"} & config.given
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_header_gives_command_and_context(name):
     config, text = recipe(name), header(name)
-    ranks = 8 if name in ASCEND else 2
+    ascend = name.endswith("_ascend.yaml")
+    ranks = 8 if ascend else 2
     assert text.startswith(f"{config.model} ")
     assert f"mpirun -n {ranks} python train.py --config configs/{name}" in text
     batch = ranks * config.batch_size * config.gradient_accumulation_steps
-    assert f", {batch} per {'update' if name in ASCEND else 'step'}" in text
-    if name in ASCEND:
+    assert f", {batch} per {'update' if ascend else 'step'}" in text
+    if ascend:
         assert "Context: D910x8-G" in text
         assert text.endswith("Not run on Ascend here.")
         assert (config.lr_scale, config.lr_base_batch) == ("linear", batch)
@@ -87,6 +103,59 @@ def test_input_is_the_models_own(name):
     assert {key: getattr(config, key) for key in own} == own | {
         "image_resize": 384 if "_384" in name else own["image_resize"]
     }
+
+
+def test_there_is_a_recipe_for_every_kind_of_detector():
+    backbones = [f"riformer_{size}" for size in ("s12", "s24", "s36", "m36")]
+    backbones += ["fastvit_sa12", "fastvit_sa24", "fastvit_sa36", "visformer_small_v2", "r18vd", "r50vd"]
+    assert sorted(f"rtdetr/rtdetr_{backbone}_ascend.yaml" for backbone in backbones) == DETECTORS
+    assert [recipe(name).model for name in SCENES] == ["rtdetr_fastvit_t8", "rtdetr_riformer_xs"]
+    assert sorted([*ASCEND, *DETECTORS, *DIGITS, *SCENES]) == ALL
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detectors_header_gives_what_is_published(name):
+    config, text = recipe(name), header(name)
+    info = model_info(config.model)
+    if not info.published:
+        assert "Published: none published." in text
+        assert "AP" not in text
+        return
+    entry = next(one for one in info.published if one.source == "lyuwenyu/RT-DETR")
+    assert f"Published for this recipe by lyuwenyu/RT-DETR (README of rtdetr_pytorch): AP {entry.ap}, " in text
+    assert f", AP50 {entry.ap50}," in text
+
+
+def test_detectors_recipes_are_the_references():
+    """Of rtdetr_pytorch's configuration files; the zoo's backbones add half precision, plain last epochs."""
+    base = recipe("rtdetr/rtdetr_r18vd_ascend.yaml")
+    optimizer = (
+        base.opt,
+        base.lr,
+        base.weight_decay,
+        base.backbone_lr_factor,
+        base.weight_decay_filter,
+        base.clip_value,
+    )
+    assert optimizer == ("adamw", 1e-4, 1e-4, 0.1, "by_name", 0.1)
+    assert (base.scheduler, base.epoch_size, base.ema_decay, base.ema_warmup) == ("constant", 72, 0.9999, 2000)
+    assert (base.photometric, base.zoom_out, base.iou_crop, base.hflip, base.plain_epochs) == (0.5, 0.5, 0.8, 0.5, 0)
+    assert (base.denoising_queries, base.label_noise, base.box_noise, base.class_loss) == (200, 0.5, 1.0, "vfl")
+    assert (base.clip_grad, base.ema, base.sync_bn) == (True, True, True)
+    frozen = dict(frozen_stages=0, frozen_norms=True)
+    own = dict(amp_level="O2", loss_scale_type="dynamic", loss_scale=65536.0, drop_overflow_update=True, plain_epochs=3)
+    for name in DETECTORS:
+        config = recipe(name)
+        pixels = model_info(config.model).preprocessing
+        assert (config.image_resize, config.interpolation) == (pixels["image_resize"], pixels["interpolation"])
+        assert (config.mean, config.std) == (pytest.approx(pixels["mean"]), pytest.approx(pixels["std"])), name
+        official = config.model in ("rtdetr_r18vd", "rtdetr_r50vd")
+        backbone = config.model if official else config.model.removeprefix("rtdetr_")
+        differs = {} if official else own
+        differs = frozen if config.model == "rtdetr_r50vd" else differs
+        assert config.backbone_ckpt == f"/path/to/{backbone}.ckpt"
+        names = dict(NAMES, backbone_ckpt="", mean=(0.0,), std=(1.0,))
+        assert replace(config, **names) == replace(base, **differs, **names), name
 
 
 # Facts of the papers and of Apple's commands by variant: stochastic depth and mixup, plain and distilled.
@@ -185,15 +254,45 @@ COMPILED = [
 
 
 @pytest.mark.slow
+def test_two_updates_of_a_detectors_recipe(tmp_path, monkeypatch):
+    """Through train.py, with a small head on a small backbone that starts from a classifier, on scenes of digits."""
+    monkeypatch.syspath_prepend(ROOT)
+    import train
+    from mindcv_reparam.training import assembly
+
+    sizes = dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32))
+    small = dict(encoder_dim=16, encoder_feedforward=16, num_blocks=1, num_heads=2, hidden_dim=16, dim_feedforward=16)
+    small |= dict(num_layers=1, num_queries=30, **sizes)
+    monkeypatch.setattr(assembly, "create_model", lambda model, **options: create_model(model, **small, **options))
+    save_checkpoint(tmp_path / "c.ckpt", create_model("riformer_s12", **sizes), CheckpointInfo("riformer_s12", {}))
+    settings = {
+        **dict(device_target="CPU", distribute=None, dataset="scenes", num_parallel_workers=1, image_resize=64),
+        **dict(batch_size=2, num_samples=4, num_classes=10, epoch_size=1, plain_epochs=0, sync_bn=False),
+        **dict(val_while_train=False, ckpt_save_policy="latest_k", ckpt_save_dir=tmp_path / "run"),
+        **dict(backbone_ckpt=tmp_path / "c.ckpt", model="rtdetr_riformer_xs", denoising_queries=20),
+    }
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    path = CONFIGS / "rtdetr" / "rtdetr_riformer_s12_ascend.yaml"
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", str(path), *flags])
+    train.main()
+    with (tmp_path / "run" / "metrics.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert int(row["step"]) == 2
+    assert np.isfinite(float(row["train_loss"]))
+    assert float(row["lr"]) == pytest.approx(1e-4 * 2 / 16)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASCEND)
 def test_two_updates_of_the_recipe(name, tmp_path, monkeypatch):
     """Through train.py, with small networks of its families on a few digits."""
     monkeypatch.syspath_prepend(ROOT)
     import train
+    from mindcv_reparam.training import assembly
 
     config = recipe(name)
     small = SMALL[config.model.split("_")[0]][1]
-    monkeypatch.setattr(train, "create_model", lambda model, **options: create_model(model, **small, **options))
+    monkeypatch.setattr(assembly, "create_model", lambda model, **options: create_model(model, **small, **options))
     accumulated = config.gradient_accumulation_steps
     settings = {
         **dict(device_target="CPU", distribute=None, dataset="digits", num_parallel_workers=1, ckpt_path=""),

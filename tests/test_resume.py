@@ -1,5 +1,7 @@
 """Interrupted at any step and resumed, training ends with the bits of an uninterrupted run."""
 
+import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -9,22 +11,27 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import fault_injection
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from alone import Alone
+from mindspore import Tensor, nn, ops
 
-from benchmarks import fault_injection
 from mindcv_reparam.config import Config
 from mindcv_reparam.errors import Interrupted, UserError, run_script
 from mindcv_reparam.layers import batch_norm, conv2d, dense, drop_path, dropout
 from mindcv_reparam.stochastic import mask_states, seed_masks
+from mindcv_reparam.tasks.classification.losses import create_loss
+from mindcv_reparam.tasks.classification.objective import ClassificationObjective
+from mindcv_reparam.training import interruption
 from mindcv_reparam.training.ema import WeightAverage
 from mindcv_reparam.training.interruption import Interruption
 from mindcv_reparam.training.loss_scale import LossScale
-from mindcv_reparam.training.losses import create_loss
 from mindcv_reparam.training.optimizer import create_optimizer
 from mindcv_reparam.training.resume import Progress, TrainingState, changed_settings, resume_path, state_path
 from mindcv_reparam.training.schedule import learning_rates
@@ -33,22 +40,6 @@ from mindcv_reparam.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 EPOCHS, STEPS, CLASSES = 2, 5, 4
-
-
-class Alone:
-    rank, size, is_main = 0, 1, True
-
-    def sum(self, values):
-        return np.asarray(values, np.float64)
-
-    def gather(self, words):
-        return words[None]
-
-    def barrier(self) -> None:
-        pass
-
-    def check_identical(self, parameters) -> None:
-        list(parameters)
 
 
 class Network(nn.Cell):
@@ -106,8 +97,7 @@ class Run:
         network = Network()
         seed_masks(network, seed=0)
         step = TrainStep(
-            network,
-            create_loss("CE"),
+            ClassificationObjective(network, create_loss("CE")),
             create_optimizer(network, "adamw", weight_decay=0.05),
             average=WeightAverage(network, 0.9, 0.0),
             accumulation_steps=2,
@@ -157,8 +147,9 @@ def assert_same(run: Run, expected: Run) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 7])
-def test_resumed_training_is_bit_identical(tmp_path, whole, at):
+def test_resumed_training_is_bit_identical(tmp_path, whole, at, monkeypatch):
     """Between two updates, in the middle and at the end of an epoch, between two log lines."""
+    monkeypatch.setattr(interruption, "_PATIENCE", 600.0)  # with a compilation on a machine that is busy
     interrupted = Run(tmp_path, Loader(signal_at=at))
     with pytest.raises(Interrupted, match=f"SIGTERM after epoch {at // STEPS + 1}, step {at % STEPS + 1} of 5") as stop:
         interrupted.trainer.run()
@@ -207,9 +198,41 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_state(tmp_path, capfd):
 def test_states_are_saved_at_intervals(tmp_path):
     saved = []
     run = Run(tmp_path, save_interval=2)
-    run.state.save = saved.append
+    run.state.prepared = lambda progress: functools.partial(saved.append, progress)
     run.trainer.run()
     assert [(done.epoch, done.step) for done in saved] == [(1, STEPS)]
+
+
+def test_a_state_is_what_it_was_when_it_was_prepared(tmp_path):
+    """Whatever the next steps make of the parameters, in place, until it is written."""
+    run = Run(tmp_path)
+    before = run.values()
+    write = run.state.prepared(Progress(0, 1))
+    for parameter in run.parameters.values():
+        ops.assign(parameter, parameter + 1)
+    write()
+    assert Run(tmp_path).state.restore(run.state.path) == Progress(0, 1)
+    restored = Run(tmp_path)
+    restored.state.restore(run.state.path)
+    for name, value in before.items():
+        np.testing.assert_array_equal(restored.values()[name], value, err_msg=name)
+
+
+def test_training_goes_on_while_files_are_written(tmp_path):
+    """Else the first job would wait in vain for the second epoch."""
+    reached, waited = threading.Event(), []
+
+    class Second(Loader):
+        def epoch(self, epoch, start_step=0):
+            if epoch == 1:
+                reached.set()
+            yield from super().epoch(epoch, start_step)
+
+    run = Run(tmp_path, Second())
+    run.trainer.writer.submit(lambda: waited.append(reached.wait(60)))
+    run.trainer.run()
+    assert waited == [True]
+    assert Run(tmp_path).state.restore(run.state.path).epoch == EPOCHS - 1
 
 
 def test_a_nan_names_the_images_and_the_last_good_state(tmp_path):
@@ -243,14 +266,14 @@ def spoil(run: Run) -> Run:
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Interruption(Alone()) as interruption:
-        assert interruption.agreed(0) is None
+        assert interruption.agreed(0, waited=True) is None
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.agreed(1) is signal.SIGINT  # the first
+        assert interruption.agreed(1, waited=True) is signal.SIGINT  # the first
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_ranks_stop_together_and_ask_no_more_than_needed():
+def test_ranks_that_cannot_connect_ask_where_they_wait_anyway():
     class Two(Alone):
         size = 2
         asked = 0
@@ -260,12 +283,9 @@ def test_ranks_stop_together_and_ask_no_more_than_needed():
             return np.asarray(values) + np.array([0.0, 1.0, 0.0])  # the other has heard SIGINT
 
     ranks = Two()
-    interruption = Interruption(ranks)
-    interruption.measured(0.05)
-    assert [interruption.agreed(step) for step in range(5)] == [None] * 4 + [signal.SIGINT]
+    with Interruption(ranks) as interruption:
+        assert [interruption.agreed(step, waited=step == 4) for step in range(5)] == [None] * 4 + [signal.SIGINT]
     assert ranks.asked == 1
-    interruption.measured(30.0)
-    assert interruption.agreed(5) is signal.SIGINT
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -366,7 +386,7 @@ def test_what_differs_between_ranks_is_saved_for_each(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_killed_and_resumed():
     """A signal to one of two ranks through the fault injection, which compares with the uninterrupted run."""
-    command = [sys.executable, "benchmarks/fault_injection.py", "--runs", "1", "--ranks", "2"]
+    command = [sys.executable, "tests/fault_injection.py", "--runs", "1", "--ranks", "2"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"1 of 1 interrupted runs ended as the uninterrupted", result.stdout)
@@ -384,3 +404,48 @@ def test_a_nan_on_two_ranks_is_one_line_and_status_2(tmp_path):
     assert fault_injection.names_batch(errors, spoiled=3)
     assert "rank 1: " not in errors
     assert "Traceback" not in errors
+
+
+def read_until(process: subprocess.Popen, text: str) -> None:
+    """Read the job's log as far as a line with the text."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"the job ended before {text!r}:\n{''.join(lines)}")
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_step_compiles_ends_at_once_and_says_so(tmp_path):
+    fault_injection.make_images(tmp_path / "images", damaged=False)
+    job = fault_injection.Job(tmp_path / "run", tmp_path / "images" / "1", ranks=1)
+    process = job.start()
+    read_until(process, "compiling the training step")
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors == (
+        "stopped by SIGTERM during the compilation of the training step: "
+        "nothing was trained since the last saved state\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_impatient_signals_neither_cut_the_saving_short_nor_show_a_traceback(tmp_path, ranks):
+    fault_injection.make_images(tmp_path / "images", damaged=False)
+    job = fault_injection.Job(tmp_path / "run", tmp_path / "images" / str(ranks), ranks)
+    process = job.start()
+    read_until(process, "step 2/6 loss")
+    target = job.rank_processes()[0]
+    while process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target, number)
+        time.sleep(0.05)
+    errors = process.communicate(timeout=60)[1]
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)
+    assert fault_injection.load_all(job.folder)[0] == fault_injection.load_all(job.folder)[1] == 1

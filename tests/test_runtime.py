@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import mindspore as ms
 import numpy as np
 import pytest
 
-from mindcv_reparam import runtime
-from mindcv_reparam.errors import UserError
+from mindcv_reparam import owner, runtime
+from mindcv_reparam.commands import train, validate
+from mindcv_reparam.distributed import launched
+from mindcv_reparam.errors import Parser, UserError
 
 REPOSITORY = Path(__file__).parents[1]
 CPUINFO = """\
@@ -39,7 +42,7 @@ def test_flags_of_the_first_processor(cpuinfo, tmp_path):
     assert runtime.cpu_flags(tmp_path / "missing") == frozenset()
     aarch64 = tmp_path / "aarch64"
     aarch64.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert runtime.cpu_flags(aarch64) == frozenset()
+    assert runtime.cpu_flags(aarch64) == {"fp", "asimd"}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,66 @@ def test_prepare_limits_onednn_in_one_log_line(cpuinfo, more, variable, early, s
     assert all(words in line for words, line in zip(log, lines, strict=True))
 
 
+PLAIN = """
+import os, sys
+from pathlib import Path
+from mindcv_reparam import create_model, runtime
+runtime.cpu_flags.__defaults__ = (Path(sys.argv[1]),)
+runtime.platform.machine = lambda: "x86_64"
+create_model("visformer_tiny", num_classes=10)
+print(os.environ.get("ONEDNN_MAX_CPU_ISA"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "setting"), [("avx512f", "AVX2"), ("", "None")])
+def test_a_network_built_in_a_notebook_has_the_limit_too(cpuinfo, more, setting):
+    environ = {k: v for k, v in os.environ.items() if k not in runtime.ISA_VARIABLES} | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", PLAIN, str(cpuinfo(more))]
+    assert subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.split() == [setting]
+
+
+# With a limit below AVX2, which every processor here has, what oneDNN may use in the end tells whether it was lifted.
+LIFT = """
+import sys
+from pathlib import Path
+from mindcv_reparam import runtime
+runtime.cpu_flags.__defaults__ = (Path(sys.argv[1]),)
+runtime.platform.machine = lambda: "x86_64"
+runtime.ONEDNN_LIMIT = "AVX"
+runtime.show_log()
+runtime.prepare("CPU")
+import numpy as np
+from mindspore import Tensor, float32, nn
+from mindcv_reparam.cpu import use_kernels
+from mindcv_reparam.cpu.library import _onednn
+from mindcv_reparam.layers import conv2d
+x = Tensor(np.ones((1, 3, 8, 8)), float32)
+net = nn.SequentialCell(conv2d(3, 4, 3))
+if "before" in sys.argv:
+    net(x)
+    net = nn.SequentialCell(conv2d(3, 4, 3))
+if "other" in sys.argv:
+    net.append(nn.Conv2dTranspose(4, 4, 3))
+print(use_kernels(net, alone="alone" in sys.argv)(x).shape)
+print(hex(_onednn()[1].dnnl_get_effective_cpu_isa()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx2" not in runtime.cpu_flags(), reason="needs a processor with AVX2")
+@pytest.mark.parametrize(
+    ("words", "lifted"), [("alone", True), ("", False), ("alone other", False), ("alone before", False)]
+)
+def test_the_limit_is_lifted_where_all_convolutions_are_the_packages(cpuinfo, words, lifted):
+    environ = {k: v for k, v in os.environ.items() if k not in runtime.ISA_VARIABLES} | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", LIFT, str(cpuinfo("avx512f")), *words.split()]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    isa = int(ended.stdout.split()[-1], 16)
+    assert (isa & 0x4 == 0x4) is lifted  # the bit of AVX2
+    assert ("lifted the limit on oneDNN" in ended.stderr) is lifted
+
+
 @pytest.mark.parametrize("version", ["1.25.0", "1.26.4"])
 def test_numpy_1_is_fine(version):
     runtime.check_numpy(version)
@@ -119,6 +182,18 @@ def test_missing_device_is_a_user_error():
         runtime.prepare("Ascend")
 
 
+@pytest.mark.parametrize(("target", "device"), [("Ascend", 3), ("CPU", 0)])
+def test_every_rank_has_the_device_of_its_number_on_the_host(monkeypatch, target, device):
+    rank = {"OMPI_COMM_WORLD_RANK": "11", "OMPI_COMM_WORLD_SIZE": "16", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}
+    monkeypatch.setattr(os, "environ", os.environ | rank)
+    monkeypatch.setattr(runtime, "launched", lambda: launched(rank))
+    monkeypatch.setattr(runtime, "_set_kernel_threads", lambda threads: None)
+    framework = mock.Mock()
+    monkeypatch.setattr(runtime, "_import_mindspore", lambda: framework)
+    runtime.prepare(target)
+    framework.set_device.assert_called_once_with(target, device)
+
+
 def test_prepare_sets_device_mode_and_seeds():
     assert runtime.prepare("CPU", mode=0, seed=11) == "CPU"
     first = np.random.rand(3), ms.ops.standard_normal((3,)).asnumpy()
@@ -133,6 +208,42 @@ def test_prepare_sets_device_mode_and_seeds():
         assert not np.array_equal(a, c)
 
 
+def test_prepare_sets_level_and_determinism_only_where_asked(monkeypatch):
+    contexts, deterministic = [], []
+    monkeypatch.setattr(ms, "set_context", lambda **options: contexts.append(options))
+    monkeypatch.setattr(ms, "set_deterministic", deterministic.append)
+    runtime.prepare("CPU")
+    assert [options.get("jit_config") for options in contexts] == [None]
+    assert deterministic == []
+    runtime.prepare("CPU", jit_level="O1", deterministic=True)
+    assert contexts[-1] == {"jit_config": {"jit_level": "O1"}}
+    assert deterministic == [True]
+
+
+@pytest.mark.parametrize("command", ["train", "validate"])
+def test_the_commands_ask_for_level_and_determinism(command, monkeypatch):
+    """As the command line says; nothing is trained."""
+
+    class Asked(Exception):
+        pass
+
+    def prepare(*arguments):
+        raise Asked(arguments)
+
+    monkeypatch.setattr(runtime, "prepare", prepare)
+    monkeypatch.setattr(runtime, "show_log", lambda: None)
+    monkeypatch.setattr(owner, "own", lambda folder: None)
+    monkeypatch.setattr(validate, "check_checkpoint", lambda path: None)
+    script = {"train": train, "validate": validate}[command]
+    parser = Parser(prog=command)
+    script.add_arguments(parser)
+    words = ["--model", "visformer_tiny", "--dataset", "digits", "--jit_level", "O1", "--deterministic", "True"]
+    words += ["--ckpt_path", "some.ckpt"] if command == "validate" else []
+    with pytest.raises(Asked) as asked:
+        script.run(parser.parse_args(words))
+    assert asked.value.args[0] == (None, 0, 42, "O1", True)
+
+
 @pytest.mark.parametrize(
     ("total", "bound", "ranks", "threads", "told"),
     [(64, 64, 1, 64, False), (64, 64, 8, 8, False), (64, 1, 2, 1, True), (2, 1, 2, 1, False), (2, 2, 4, 1, False)],
@@ -140,15 +251,9 @@ def test_prepare_sets_device_mode_and_seeds():
 def test_ranks_share_the_cores(monkeypatch, caplog, total, bound, ranks, threads, told):
     monkeypatch.setattr(os, "cpu_count", lambda: total)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
-    logging.getLogger("mindcv_reparam").propagate = True
     with caplog.at_level(logging.INFO, "mindcv_reparam"):
         assert runtime.threads_of_a_rank(ranks) == threads
     assert ("--bind-to none" in caplog.text) is told
-
-
-def test_ranks_on_this_machine():
-    assert runtime.local_ranks({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 16) == 4
-    assert runtime.local_ranks({}, 16) == 16
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
+from here import restored, run_here
 from mindcv_recipes import recipe
+from mindspore import ops
+from networks import SMALL
 from PIL import Image
 from processes import finish, mpirun_command, processes_with, start, wait_for_end
 
-from mindcv_reparam.checkpoint import read_checkpoint
+import export
+import train
+import validate
+from mindcv_reparam import create_model
+from mindcv_reparam.__main__ import main
+from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.labels import IMAGENET, published
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/visformer/visformer_tiny_digits_cpu.yaml"
@@ -53,6 +64,7 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
         *("visformer_tiny.yaml", "metrics.csv", "curves.png", "visformer_tiny_best.ckpt", "visformer_tiny_final.ckpt"),
         *("visformer_tiny_best_ema.ckpt", "visformer_tiny_final_ema.ckpt"),
         *("visformer_tiny-0001.ckpt", "visformer_tiny-0002.ckpt", "visformer_tiny_resume.npz"),
+        "run.log",
     }
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -202,3 +214,66 @@ def test_a_mistake_of_all_ranks_is_shown_once(tmp_path):
     arguments = ("--ckpt_path", tmp_path / "lost.ckpt", "--dataset", "digits")
     _, err = run(ROOT / "validate.py", *arguments, ranks=2, status=2)
     assert err.count("error: no checkpoint at") == 1
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A network that takes every image for a tabby cat, and images of a tench and of a tabby cat."""
+    name, small = SMALL["poolformer"]
+    hparams = {**small, "num_classes": 1000, "img_size": 32}
+    net, names = create_model(name, **hparams), published(1000)
+    net.head.bias.set_data(ops.one_hot(ms.Tensor(names.shown.index("tabby")), 1000, 9.0, 0.0))
+    for folder in ("n01440764", "n02123045"):
+        (tmp_path / "val" / folder).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "val" / folder / "0.png")
+
+    def save(**said):
+        save_checkpoint(tmp_path / "net.ckpt", net, CheckpointInfo(name, hparams, **said))
+        return "--ckpt_path", tmp_path / "net.ckpt", "--data_dir", tmp_path, "--mode", 1
+
+    with restored():
+        yield save
+
+
+def test_a_subset_of_imagenet_is_measured_by_the_names_of_its_folders(named, tmp_path):
+    names, output = published(1000), tmp_path / "report.json"
+    for said, more in (({"classes": list(names.folders)}, ()), ({}, ("--labels", IMAGENET))):
+        run_here(validate, *named(**said), "--output", output, *more)
+        report = json.loads(output.read_text())
+        assert (report["samples"], report["correct1"]) == (2, 1)
+    with pytest.raises(UserError, match="which of its 1000 outputs are the 2 of the data"):
+        run_here(validate, *named())
+    with pytest.raises(UserError, match=r"class folder 'n01440764'.* is not among the 1000"):
+        run_here(validate, *named(classes=list("abcdefghij") + list(names.folders[1:991])))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_for_other_images_than_the_datas_is_one_line(tmp_path, channels):
+    name, small = SMALL["poolformer"]
+    hparams = {**small, "num_classes": 2, "img_size": 32, "in_channels": channels}
+    path = tmp_path / "net.ckpt"
+    save_checkpoint(path, create_model(name, **hparams), CheckpointInfo(name, hparams))
+    line = f"images have 3 channels and this {name} takes {channels}"
+    settings = ("--data_dir", tmp_path, "--ckpt_path", path)
+    Image.new("RGB", (40, 40)).save(tmp_path / "0.png")
+    with restored():
+        for script, more in ((validate, ()), (train, ("--model", name)), (export, ())):
+            output = ("--ckpt_save_dir" if script is train else "--output", tmp_path / "out")
+            with pytest.raises(UserError, match=line):
+                run_here(script, *(settings if script is not export else settings[2:]), *more, *output)
+        with pytest.raises(UserError, match=line):
+            run_here(train, "--model", name, "--in_channels", channels, "--ckpt_save_dir", tmp_path / "out")
+        with pytest.raises(UserError, match=f"takes images of {channels} channels"):
+            main(["infer", str(path), str(tmp_path / "0.png")])
+    assert {entry.name for entry in tmp_path.iterdir()} == {"net.ckpt", "0.png"}
+
+
+def test_a_class_folder_that_is_not_named_in_utf8_is_refused_before_anything_is_trained(tmp_path):
+    for folder in (b"cat", b"\xe4pfel"):
+        path = os.path.join(os.fsencode(tmp_path), b"train", folder)
+        os.makedirs(path)
+        Image.new("RGB", (40, 40)).save(os.path.join(os.fsdecode(path), "0.png"))
+    settings = ("--model", "visformer_tiny", "--data_dir", tmp_path, "--batch_size", 1, "--distribute", "False")
+    with restored(), pytest.raises(UserError, match=r"b'\\xe4pfel' in .* is not UTF-8: rename it"):
+        run_here(train, *settings, "--ckpt_save_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from mindcv_reparam.deploy.serving.batcher import Batcher
-from mindcv_reparam.deploy.serving.metrics import Metrics
+from mindcv_reparam.serving.batcher import Batcher
+from mindcv_reparam.serving.metrics import Metrics
 
 FOREVER = 3600.0
 

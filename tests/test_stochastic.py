@@ -8,10 +8,11 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from graphs import compiled
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindcv_reparam.reparam import reparameterize
-from mindcv_reparam.stochastic import STEP, Dropout, DropPath, Stochastic, mask_states, seed_masks
+from mindcv_reparam.stochastic import SALT, STEP, Dropout, DropPath, Stochastic, mask_states, seed_masks
 
 RATE, CALLS = 0.3, 8
 
@@ -54,8 +55,40 @@ def test_masks_are_the_documented_hash():
     kept = masks(network, calls=1, shape=(2, 3, 5, 1))
     for output, (name, call) in enumerate([("twice", 1), ("twice", 2), ("once", 1)]):
         state = zlib.crc32(f"5 1 {name}".encode()) + call * STEP
+        rows, columns = ([(index * 0x85EBCA6B ^ state) % 2**32 for index in range(size)] for size in (6, 5))
+        table = [mixed(row) ^ mixed(column ^ SALT) for row in rows for column in columns]
+        hashes = [(bits ^ bits >> 15) * 0xC2B2AE35 % 2**32 for bits in table]
+        assert kept[0, output].tolist() == [bits >> 8 >= int(RATE * 2**24) for bits in hashes]
+
+
+def test_masks_of_samples_are_the_documented_hash():
+    network = Network(DropPath)
+    seed_masks(network, seed=5, rank=1)
+    kept = masks(network, calls=1, shape=(30, 2, 1, 1))
+    for output, (name, call) in enumerate([("twice", 1), ("twice", 2), ("once", 1)]):
+        state = zlib.crc32(f"5 1 {name}".encode()) + call * STEP
         hashes = [mixed((index * 0x85EBCA6B ^ state) % 2**32) for index in range(30)]
         assert kept[0, output].tolist() == [bits >> 8 >= int(RATE * 2**24) for bits in hashes]
+
+
+def test_corners_of_rectangles_are_independent():
+    """Of the table that a mask is: a sum of hashes of rows and columns alone would make every fourth corner a function
+    of the other three. Bounds are five standard deviations, the sizes of disjoint rectangles."""
+    network = Network(rate=RATE)
+    seed_masks(network, seed=3)
+    kept = masks(network, calls=1, shape=(256, 16, 16, 16))[0].reshape(3, 256 * 16 // 2, 2, 16 * 16 // 2, 2)
+    signs = kept - (1 - RATE)
+    corners = signs[:, :, 0, :, 0] * signs[:, :, 0, :, 1] * signs[:, :, 1, :, 0] * signs[:, :, 1, :, 1]
+    deviation = (RATE * (1 - RATE)) ** 2 / corners.size**0.5
+    assert abs(corners.mean()) < 5 * deviation
+
+
+@pytest.mark.parametrize("kind", [Dropout, DropPath])
+def test_the_graph_holds_no_constant_as_large_as_a_map(kind):
+    """Of 4 MiB per map; the numbers of rows and columns are what is left."""
+    network = kind(RATE).set_train(True)
+    x = Tensor(np.zeros((16, 16, 64, 64)), ms.float32)
+    assert len(compiled(network, x)) < 2**18
 
 
 @pytest.mark.parametrize("kind", [Dropout, DropPath])

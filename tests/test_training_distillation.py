@@ -3,16 +3,19 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from graphs import graphs_of
 from mindspore import Tensor, nn, ops
 from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, arrays, random_images, randomise
 
 from mindcv_reparam import create_model
 from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.training.distillation import Distillation, DistillationLoss, freeze
+from mindcv_reparam.tasks.classification.distillation import Distillation, DistillationLoss, freeze
+from mindcv_reparam.tasks.classification.imitation import Imitation, donate, mean_square, relation_difference
+from mindcv_reparam.tasks.classification.losses import create_loss
+from mindcv_reparam.tasks.classification.mixup import soft_labels
+from mindcv_reparam.tasks.classification.objective import ClassificationObjective
 from mindcv_reparam.training.ema import WeightAverage
-from mindcv_reparam.training.imitation import Imitation, donate, mean_square, relation_difference
-from mindcv_reparam.training.losses import create_loss
 from mindcv_reparam.training.optimizer import create_optimizer
 from mindcv_reparam.training.step import TrainStep
 
@@ -164,7 +167,7 @@ def test_a_phase_ends_without_compiling_again():
         imitation.start_epoch(epoch)
         found = function(random_images(), *map(Tensor, block))
         assert float(found.asnumpy()) == pytest.approx(expected_terms([target], [block]) @ factors, rel=1e-5)
-    assert len(function.compile_cache) == 1
+    assert len(graphs_of(function)) == 1
 
 
 def test_gradient_takes_the_teacher_as_constant():
@@ -245,12 +248,11 @@ def test_a_step_minimises_the_sum_of_both_and_moves_the_student_alone():
     asked, imitated = freeze(build("regnet", seed=2), "teacher"), freeze(build("poolformer", seed=3), "imitated")
     compared = DistillationLoss(loss, "soft")
     step = TrainStep(
-        student,
-        loss,
+        ClassificationObjective(
+            student, loss, Distillation(compared, asked), Imitation(imitated, FACTORS, epochs=(400, 100))
+        ),
         create_optimizer(student, "adamw", weight_decay=0.05),
         average=WeightAverage(student, 0.9),
-        distillation=Distillation(compared, asked),
-        imitation=Imitation(imitated, FACTORS, epochs=(400, 100)),
     )
     assert len(step.optimizer.parameters) == len(names) == len(step.average.shadow)
     held = [arrays(network) for network in (student, asked, imitated)]
@@ -265,7 +267,7 @@ def test_a_step_minimises_the_sum_of_both_and_moves_the_student_alone():
         expected += FACTORS[2] * relation_difference_in_numpy(output, target)
 
     step.set_train(True)  # as after a validation
-    found, _, _ = step(images, labels, Tensor(1e-3, ms.float32), Tensor(True))
+    found, *_ = step(images, labels, Tensor(1e-3, ms.float32))
 
     assert float(found.asnumpy()) == pytest.approx(expected, rel=1e-4)
     moved = [
@@ -306,13 +308,13 @@ def test_a_teacher_that_runs_before_the_step_gives_the_same_loss():
     losses = []
     for inside in (True, False):
         distillation = Distillation(DistillationLoss(loss, "soft"), teacher if inside else None)
-        step = TrainStep(student, loss, create_optimizer(student, "sgd"), distillation=distillation)
+        step = TrainStep(ClassificationObjective(student, loss, distillation), create_optimizer(student, "sgd"))
         for seed in range(2):
             images = random_images(seed=seed)
             given = labels if inside else ms.mutable((labels, teacher(images)))
-            found, _, _ = step(images, given, Tensor(0.0, ms.float32), Tensor(True))
+            found, *_ = step(images, given, Tensor(0.0, ms.float32))
             losses.append(float(found.asnumpy()))
-        assert len(step.compile_cache) == 1
+        assert len(graphs_of(step)) == 1
     assert losses[:2] == pytest.approx(losses[2:], rel=1e-6)
     assert losses[0] != losses[1]
 
@@ -363,11 +365,12 @@ def fit(network: nn.Cell, steps: int, imitation: Imitation | None = None) -> nn.
     images, labels = digits(train=True)
     rng = np.random.default_rng(6)
     optimizer = create_optimizer(network, "adamw", weight_decay=0.05, weight_decay_filter="1d")
-    step = TrainStep(network, create_loss("CE", label_smoothing=0.1), optimizer, imitation=imitation)
+    targets, loss = soft_labels(labels, 10, 0.1), create_loss("CE")
+    step = TrainStep(ClassificationObjective(network, loss, imitation=imitation), optimizer)
     for index in range(steps):
         rows = rng.choice(len(labels), 64, replace=False)
         rate = 4e-3 * (1.0 - index / steps)
-        step(Tensor(images[rows]), Tensor(labels[rows]), Tensor(rate, ms.float32), Tensor(True))
+        step(Tensor(images[rows]), Tensor(targets[rows]), Tensor(rate, ms.float32))
     return network.set_train(False)
 
 

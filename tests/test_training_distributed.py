@@ -35,7 +35,8 @@ def train(ranks, accumulation_steps: int) -> dict[str, np.ndarray]:
     import mindspore as ms
     from mindspore import Tensor, nn
 
-    from mindcv_reparam.training.losses import create_loss
+    from mindcv_reparam.tasks.classification.losses import create_loss
+    from mindcv_reparam.tasks.classification.objective import ClassificationObjective
     from mindcv_reparam.training.optimizer import create_optimizer
     from mindcv_reparam.training.step import TrainStep
 
@@ -54,8 +55,7 @@ def train(ranks, accumulation_steps: int) -> dict[str, np.ndarray]:
     network = Network()
     ranks.check_identical((p.name, p.asnumpy()) for p in network.get_parameters())
     step = TrainStep(
-        network,
-        create_loss("CE", label_smoothing=0.1),
+        ClassificationObjective(network, create_loss("CE")),
         create_optimizer(network, "adamw", weight_decay=0.05, weight_decay_filter="1d"),
         size=ranks.size,
         clip_norm=0.2,
@@ -65,12 +65,10 @@ def train(ranks, accumulation_steps: int) -> dict[str, np.ndarray]:
     losses, norms = [], []
     for index in range(STEPS):
         images = rng.normal(size=(BATCH, 3, 12, 12)).astype(np.float32)
-        labels = rng.dirichlet(np.ones(CLASSES), size=BATCH).astype(np.float32)
+        labels = 0.9 * rng.dirichlet(np.ones(CLASSES), size=BATCH).astype(np.float32) + 0.1 / CLASSES
         mine = slice(ranks.rank * BATCH // ranks.size, (ranks.rank + 1) * BATCH // ranks.size)
         update = (index + 1) % accumulation_steps == 0
-        loss, norm, _ = step(
-            Tensor(images[mine]), Tensor(labels[mine]), Tensor(0.01, ms.float32), Tensor(update, ms.bool_)
-        )
+        loss, norm, *_ = step(Tensor(images[mine]), Tensor(labels[mine]), Tensor(0.01, ms.float32), update)
         losses.append(ranks.sum([float(loss.asnumpy())])[0] / ranks.size)
         norms.append(float(norm.asnumpy()))
     ranks.check_identical((p.name, p.asnumpy()) for p in network.get_parameters())

@@ -1,8 +1,12 @@
 """Which files a run leaves."""
 
+import functools
+
 import pytest
 
-from mindcv_reparam.training.keeper import CheckpointKeeper
+from mindcv_reparam.training import keeper as rooms
+
+CheckpointKeeper = functools.partial(rooms.CheckpointKeeper, metric="top1")
 
 SCORES = (10.0, 30.0, 20.0, 40.0, 15.0)
 
@@ -36,6 +40,13 @@ def test_policies(tmp_path, options, epochs):
     keeper.train_end({"epoch": 5})
     expected = {f"net-{epoch:04d}.ckpt": str(epoch) for epoch in epochs}
     assert files(tmp_path / "ckpt") == expected | {"net_best.ckpt": "4", "net_final.ckpt": "5"}
+
+
+def test_a_validation_without_anything_to_find_is_never_among_the_best(tmp_path):
+    keeper = CheckpointKeeper(tmp_path, "net", save, keep=2, policy="top_k")
+    for epoch, top1 in enumerate((10.0, 5.0, float("nan"), 7.0), start=1):
+        keeper.epoch_end({"epoch": epoch, "top1": top1})
+    assert files(tmp_path) == {"net-0001.ckpt": "1", "net-0004.ckpt": "4", "net_best.ckpt": "1"}
 
 
 @pytest.mark.parametrize(("weights", "best", "suffixes"), [("ema", 2, (" ema", "")), ("online", 4, ("", " ema"))])

@@ -1,10 +1,24 @@
 """The metrics file survives interruptions; the curves are a readable PNG."""
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.training.metrics import COLUMNS, EMA_COLUMNS, MetricsFile, metrics_of, plot_curves, read_metrics
+from mindcv_reparam.tasks import TASKS
+from mindcv_reparam.training import metrics
+from mindcv_reparam.training.metrics import columns, metrics_of, read_metrics
+
+METRICS = TASKS["classification"].metrics
+COLUMNS = columns(METRICS)
+
+
+def MetricsFile(path, columns=COLUMNS, **options):
+    return metrics.MetricsFile(path, columns, **options)
+
+
+def plot_curves(runs, path):
+    metrics.plot_curves(runs, METRICS, path)
 
 
 def row(epoch: int, **more: float) -> dict[str, float]:
@@ -52,7 +66,7 @@ def test_a_fresh_run_starts_a_fresh_file(tmp_path):
 
 
 def test_other_columns_are_refused(tmp_path):
-    MetricsFile(tmp_path / "metrics.csv", (*COLUMNS, *EMA_COLUMNS)).append(row(1))
+    MetricsFile(tmp_path / "metrics.csv", columns(METRICS, averaged=True)).append(row(1))
     with pytest.raises(UserError, match="other columns"):
         MetricsFile(tmp_path / "metrics.csv", first_epoch=2)
 
@@ -64,3 +78,18 @@ def test_curves(tmp_path):
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
         assert one.size == two.size == (1200, 480)
         assert one.tobytes() != two.tobytes()
+
+
+def test_curves_of_the_terms_have_a_panel(tmp_path, monkeypatch):
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: drawn.append(figure) or save(figure, *to, **how))
+    rows = [row(epoch, train_vfl=180.0 / epoch, train_bbox=1.0) for epoch in (1, 2)]
+    plot_curves({"": rows}, tmp_path / "curves.png")
+    panel = drawn[0].axes[-1]
+    assert panel.get_ylabel() == "terms of the loss"
+    assert {line.get_label(): line.get_ydata().tolist() for line in panel.lines} == {
+        "vfl": [180.0, 90.0],
+        "bbox": [1.0, 1.0],
+    }
+    assert [axes.get_ylabel() for axes in drawn[0].axes[:-1]] == ["loss", "accuracy (%)"]

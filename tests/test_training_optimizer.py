@@ -7,6 +7,7 @@ from mindspore import Parameter, Tensor, nn
 from networks import small_network
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.registry import families
 from mindcv_reparam.training.optimizer import OPTIMIZERS, Optimizer, create_optimizer, layer_factors, weight_decays
 
 RATES = (1e-2, 3e-3, 1e-2, 2e-2, 5e-3)
@@ -125,17 +126,14 @@ class Named(nn.Cell):
         self.scale = Parameter(Tensor(np.ones((3, 1, 1)), ms.float32), name="scale")
         self.position = Parameter(Tensor(np.ones((1, 3, 2, 2)), ms.float32), name="position")
 
-    def no_weight_decay(self) -> set[str]:
-        return {"position"}
-
 
 @pytest.mark.parametrize(
     ("rule", "decaying"),
     [
         ("disable", {"scale", "position", "conv.weight", "conv.bias", "norm.gamma", "norm.beta"}),
         ("auto", {"scale", "position", "conv.weight", "conv.bias"}),
-        ("norm_and_bias", {"scale", "conv.weight"}),
-        ("1d", {"scale", "conv.weight"}),
+        ("norm_and_bias", {"scale", "position", "conv.weight"}),
+        ("1d", {"scale", "position", "conv.weight"}),
     ],
 )
 def test_decay_groups(rule, decaying):
@@ -145,12 +143,44 @@ def test_decay_groups(rule, decaying):
     assert {name for name, decay in decays.items() if decay == 0.0} == decays.keys() - decaying
 
 
+class Encoder(Named):
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_proj = nn.SequentialCell(nn.Conv2d(2, 3, 1, pad_mode="valid"), nn.BatchNorm2d(3))
+
+
+class Detector(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Named()
+        self.encoder = Encoder()
+
+
+def test_decay_by_the_names_of_rtdetr():
+    """Its patterns find norms by their name, and biases outside of the backbone."""
+    decays = weight_decays(Detector(), 0.1, "by_name")
+    names = [p.name for p in Detector().trainable_params()]
+    assert {name for name, decay in zip(names, decays) if decay == 0.0} == {
+        *("backbone.norm.gamma", "backbone.norm.beta"),
+        *("encoder.norm.gamma", "encoder.norm.beta", "encoder.conv.bias", "encoder.input_proj.1.beta"),
+    }
+    assert set(decays) == {0.0, 0.1}
+
+
+def test_a_backbone_may_have_a_rate_of_its_own():
+    optimizer = create_optimizer(Detector(), "adamw", backbone_lr_factor=0.1)
+    for parameter, factor in zip(optimizer.parameters, optimizer.lr_factors):
+        assert factor == (0.1 if parameter.name.startswith("backbone.") else 1.0)
+    with pytest.raises(UserError, match="backbone_lr_factor"):
+        create_optimizer(Named(), "adamw", backbone_lr_factor=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "update"), [("adamw", adamw), ("adam", adam), ("lamb", lamb), ("sgd", sgd(nesterov=False))]
 )
 def test_rate_is_per_parameter(name, update, monkeypatch):
     factors = [0.25, 1.0, 0.5, 2.0]
-    monkeypatch.setattr("mindcv_reparam.training.optimizer.layer_factors", lambda names, layer_decay: factors)
+    monkeypatch.setattr("mindcv_reparam.training.optimizer.layer_factors", lambda names, layer_decay, blocks: factors)
     found = run(create_optimizer(Weights(), name, weight_decay=DECAY, layer_decay=0.5))
     for i, mine in enumerate(found):
 
@@ -184,7 +214,7 @@ def test_layer_decay_counts_blocks_from_the_head():
 def test_layer_decay_finds_the_layers_of_every_family(family, blocks):
     network = small_network(family)
     names = [p.name for p in network.trainable_params()]
-    factors = dict(zip(names, layer_factors(names, 0.5)))
+    factors = dict(zip(names, layer_factors(names, 0.5, families()[family].blocks)))
     assert set(factors.values()) == {0.5**distance for distance in range(blocks + 2)}
     heads = {name for name, factor in factors.items() if factor == 1.0}
     assert {name.split(".")[0] for name in heads} <= {"norm", "head", "final_conv"}

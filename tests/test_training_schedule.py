@@ -94,3 +94,43 @@ def test_exponential_and_constant():
 def test_impossible_schedules_are_refused(scheduler, epochs, message):
     with pytest.raises(UserError, match=message):
         learning_rates(scheduler, 1.0, epochs, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            dict(warmup_epochs=2, lr_epoch_stair=True),
+            "the learning rate is 0 in epoch 1 of 6: set warmup_factor above 0 or lr_epoch_stair to False",
+        ),
+        (
+            dict(decay_epochs=2, min_lr=0.0),
+            "the learning rate is 0 in epochs 3 to 6 of 6: set min_lr or decay_rate above 0, or a smaller epoch_size",
+        ),
+        (
+            dict(decay_epochs=2, warmup_epochs=1, lr_epoch_stair=True, min_lr=0.0),
+            "the learning rate is 0 in epochs 1, 4 to 6 of 6: set warmup_factor above 0 or lr_epoch_stair to False, "
+            "and set min_lr or decay_rate above 0, or a smaller epoch_size",
+        ),
+        (
+            dict(scheduler="multi_step_decay", milestones=(5,), decay_rate=0.0),
+            "the learning rate is 0 in epoch 6 of 6: set min_lr or decay_rate above 0, or a smaller epoch_size",
+        ),
+        (
+            dict(warmup_epochs=6),
+            "the warm-up takes all epochs, so the learning rate never reaches lr: warmup_epochs is 6, epoch_size 6",
+        ),
+        (dict(warmup_epochs=2), None),
+        (dict(warmup_epochs=2, warmup_factor=0.01, lr_epoch_stair=True), None),
+    ],
+)
+def test_epochs_without_a_rate_are_one_line(options, line, caplog):
+    given = dict(scheduler="cosine_decay", lr=0.1, epochs=6, steps_per_epoch=3, decay_epochs=6, min_lr=1e-6)
+    with caplog.at_level("INFO", logger="mindcv_reparam"):
+        learning_rates(**{**given, **options})
+    assert [record.getMessage() for record in caplog.records] == ([line] if line else [])
+
+
+def test_no_epoch_with_a_rate_is_an_error():
+    with pytest.raises(UserError, match="the learning rate is 0 in epoch 1 of 1: set warmup_factor above 0"):
+        learning_rates("constant", 0.1, 1, 4, warmup_epochs=3, lr_epoch_stair=True)

@@ -3,14 +3,16 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from gradients import gradients_by_name
 from mindspore import Tensor, nn, ops
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.tasks.classification.losses import create_loss
+from mindcv_reparam.tasks.classification.objective import ClassificationObjective
 from mindcv_reparam.training.ema import WeightAverage
 from mindcv_reparam.training.loss_scale import LossScale
-from mindcv_reparam.training.losses import create_loss
 from mindcv_reparam.training.optimizer import create_optimizer
-from mindcv_reparam.training.step import TrainStep, gradients_by_name
+from mindcv_reparam.training.step import TrainStep
 
 RATE = 0.1
 
@@ -49,12 +51,14 @@ def build(**options) -> tuple[Linear, TrainStep]:
     network = Linear()
     optimizer = create_optimizer(network, "sgd", momentum=0.0)
     average = WeightAverage(network, **options.pop("ema")) if "ema" in options else None
-    return network, TrainStep(network, create_loss("CE"), optimizer, average=average, **options)
+    return network, TrainStep(
+        ClassificationObjective(network, create_loss("CE")), optimizer, average=average, measures_norm=True, **options
+    )
 
 
 def call(step: TrainStep, x: np.ndarray, labels: np.ndarray, update: bool = True) -> tuple[float, float, bool]:
-    outputs = step(Tensor(x), Tensor(labels), Tensor(RATE, ms.float32), Tensor(update))
-    loss, norm, finite = (output.asnumpy() for output in outputs)
+    outputs = step(Tensor(x), Tensor(labels), Tensor(RATE, ms.float32), update)
+    loss, norm, finite = (output.asnumpy() for output in outputs[:3])
     return float(loss), float(norm), bool(finite)
 
 
@@ -143,6 +147,101 @@ def test_a_dynamic_scale_doubles_after_its_window_and_never_falls_below_one():
         call(step, *data)
         scales.append(float(step.loss_scale.value.asnumpy()))
     assert scales == [4.0, 8.0, 8.0, 4.0, 2.0, 1.0, 1.0, 1.0, 1.0, 2.0]
+
+
+def test_a_dynamic_scale_doubles_after_2000_updates():
+    """As MindSpore's DynamicLossScaler and PyTorch's GradScaler do; what counts them needs no step."""
+    scale = LossScale(4.0, dynamic=True)
+    scale.streak.set_data(Tensor(1998, ms.int32))
+    for expected in (4.0, 8.0):
+        scale(Tensor(True))
+        assert scale.value.asnumpy() == expected
+
+
+def test_a_dynamic_scale_stops_at_its_maximum_and_keeps_a_larger_start():
+    for start, expected in ((2.0**22, [2.0**23, 2.0**24, 2.0**24]), (2.0**26, [2.0**26] * 3)):
+        scale = LossScale(start, dynamic=True, window=1)
+        scales = []
+        for _ in range(3):
+            scale(Tensor(True))
+            scales.append(float(scale.value.asnumpy()))
+        assert scales == expected
+
+
+class Slope(nn.Cell):
+    """Its gradient is its input, whatever the weights."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = ms.Parameter(Tensor(np.zeros(size), ms.float32), name="weight")
+
+    def construct(self, x):
+        return self.weight * x
+
+
+class Sum(nn.Cell):
+    def construct(self, logits, labels):
+        return logits.sum() + 0.0 * labels.sum()
+
+
+def slope_step(size: int = 8, **options) -> TrainStep:
+    network = Slope(size)
+    objective = ClassificationObjective(network, Sum())
+    optimizer = create_optimizer(network, "sgd", momentum=0.0)
+    return TrainStep(objective, optimizer, measures_norm=True, **options)
+
+
+def test_the_norm_of_a_large_tensor_is_as_exact_as_that_of_a_small_one():
+    """ops.L2Loss adds one square after the other on a CPU: it had 2e-3 less here."""
+    slope = np.random.default_rng(0).normal(size=2_359_296).astype(np.float32)  # a 3 × 3 convolution of 512 channels
+    _, norm, _ = call(slope_step(len(slope)), slope, np.zeros(1, np.float32))
+    assert norm == pytest.approx(np.linalg.norm(slope.astype(np.float64)), rel=1e-6)
+
+
+def test_large_gradients_are_finite_though_their_norm_is_not():
+    """The square of 3e19 is beyond float32, the gradient is not."""
+    slope, labels = np.full(8, 3e19, np.float32), np.zeros(1, np.float32)
+    step = slope_step(drop_overflow_update=True)
+    _, norm, finite = call(step, slope, labels)
+    assert (norm, finite) == (np.inf, True)
+    assert step.skipped.asnumpy() == 0
+    np.testing.assert_array_equal(step.network.weight.asnumpy(), np.full(8, np.float32(-RATE) * np.float32(3e19)))
+
+    clipped = slope_step(drop_overflow_update=True, clip_norm=1.0)  # which would be a step of length 0
+    assert not call(clipped, slope, labels)[2]
+    assert clipped.skipped.asnumpy() == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_seen(value):
+    slope = np.ones(8, np.float32)
+    slope[5] = value
+    step = slope_step(drop_overflow_update=True)
+    assert not call(step, slope, np.zeros(1, np.float32))[2]
+    np.testing.assert_array_equal(step.network.weight.asnumpy(), np.zeros(8))
+
+
+def test_the_verdict_is_mindspores_which_knows_the_device(monkeypatch):
+    """A device that saturates shows finite gradients and an overflow in its status register."""
+
+    def status_of_the_device(gradients):
+        return ops.less(ops.zeros_like(gradients[0]).sum(), 0)
+
+    monkeypatch.setattr("mindcv_reparam.training.step.amp.all_finite", status_of_the_device)
+    step = slope_step(loss_scale=LossScale(1024.0, dynamic=True))
+    assert not call(step, np.ones(8, np.float32), np.zeros(1, np.float32))[2]
+    assert (step.skipped.asnumpy(), step.loss_scale.value.asnumpy()) == (1, 512.0)
+
+
+def test_an_overflow_of_another_rank_is_an_overflow():
+    class OneMore(nn.Cell):
+        def construct(self, overflows):
+            return overflows + 1.0
+
+    step = slope_step(drop_overflow_update=True)
+    step.sum_over_ranks = OneMore()
+    assert not call(step, np.ones(8, np.float32), np.zeros(1, np.float32))[2]
+    np.testing.assert_array_equal(step.network.weight.asnumpy(), np.zeros(8))
 
 
 @pytest.mark.parametrize("warmup", [0.0, 5.0])

@@ -6,15 +6,16 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from here import parse
 from mindspore import nn, ops
 from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, random_images, randomise
 
 from mindcv_reparam import create_model
 from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
-from mindcv_reparam.config import Config, parse
+from mindcv_reparam.config import Config
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.reparam import reparameterize
-from mindcv_reparam.training.teachers import ExportedTeacher, load_imitated, load_teacher
+from mindcv_reparam.tasks.classification.teachers import ExportedTeacher, load_imitated, load_teacher
 
 CLASSES = tuple("abcde")
 CONFIG = Config(model="riformer_s12", image_resize=IMAGE_SIZE)
@@ -136,7 +137,7 @@ def test_a_missing_file_is_refused(tmp_path):
         ("--teacher t.mindir --teacher_ckpt t.ckpt --distill hard", "checkpoint of a teacher that is named as a model"),
         ("--teacher_ckpt t.ckpt", "checkpoint of a teacher that is named as a model"),
         ("--teacher t.mindir --distill hard --reduction sum", "needs reduction mean"),
-        ("--imitation_rel 1", "imitation_rel needs the PoolFormer to imitate"),
+        ("--imitation_rel 1", "imitation_rel needs the network to imitate"),
         ("--teacher t.mindir --distill warm", "distill must be one of soft, hard or None"),
         ("--distill_alpha 1.5", "at most 1"),
         ("--distill_tau 0", "above 0"),
@@ -152,8 +153,9 @@ def test_training_asks_an_exported_teacher(exported_digits, tmp_path, monkeypatc
     """Through train.py: two epochs, of which both ask the teacher before every step."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     import train
+    from mindcv_reparam.training import assembly
 
-    monkeypatch.setattr(train, "create_model", lambda model, **options: create_model(model, **SIZES, **options))
+    monkeypatch.setattr(assembly, "create_model", lambda model, **options: create_model(model, **SIZES, **options))
     settings = {
         **dict(model=MODEL, device_target="CPU", dataset="digits", num_parallel_workers=1, num_samples=8, batch_size=4),
         **dict(image_resize=32, epoch_size=2, warmup_epochs=0, ckpt_save_dir=tmp_path / "run"),

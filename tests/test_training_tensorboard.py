@@ -8,7 +8,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.tasks import TASKS
 from mindcv_reparam.training.tensorboard import TensorBoard, require_tensorboard
+
+METRICS = TASKS["classification"].metrics
 
 
 def events(folder: Path) -> list[Event]:
@@ -30,7 +33,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
 
 
 def test_records_become_scalars(tmp_path):
-    board = TensorBoard(tmp_path)
+    board = TensorBoard(tmp_path, METRICS)
     board.interval_end({"step": 10, "loss": 1.5, "lr": 0.25})
     board.interval_end({"step": 20, "loss": 1.0, "lr": 0.5, "img_per_s": 64.0, "data_wait": 0.125})
     board.epoch_end({"epoch": 1, "step": 20, "train_loss": 1.25, "lr": 0.5, "top1": 75.0, "ema_top1": 50.0})
@@ -48,7 +51,7 @@ def test_records_become_scalars(tmp_path):
 
 
 def test_a_resumed_run_takes_back_what_came_after_its_state(tmp_path):
-    TensorBoard(tmp_path, first_step=20)
+    TensorBoard(tmp_path, METRICS, first_step=20)
     starts = [event.step for event in events(tmp_path) if event.session_log.status]
     assert starts == [21]
 

@@ -5,11 +5,16 @@ import logging
 import mindspore as ms
 import numpy as np
 import pytest
+from alone import Alone
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.tasks import TASKS
+from mindcv_reparam.tasks.classification.losses import create_loss
+from mindcv_reparam.tasks.classification.objective import ClassificationObjective
+from mindcv_reparam.tasks.objective import Objective
+from mindcv_reparam.training.ema import WeightAverage
 from mindcv_reparam.training.loss_scale import LossScale
-from mindcv_reparam.training.losses import create_loss
 from mindcv_reparam.training.optimizer import create_optimizer
 from mindcv_reparam.training.resume import Progress
 from mindcv_reparam.training.schedule import learning_rates
@@ -59,19 +64,6 @@ class Loader:
         return [f"{epoch}/{step}/{rank}/{row}.png" for row in range(6)]
 
 
-class Alone:
-    rank, size, is_main = 0, 1, True
-
-    def __init__(self) -> None:
-        self.checked: list[str] = []
-
-    def sum(self, values):
-        return np.asarray(values, np.float64)
-
-    def check_identical(self, parameters) -> None:
-        self.checked += [name for name, _ in parameters]
-
-
 class Twin(Alone):
     """Rank 1 of two that do the same."""
 
@@ -82,14 +74,41 @@ class Twin(Alone):
 
 
 def build(
-    epochs: int = 2, ranks=None, broken=frozenset(), options=None, network_type=Linear, **trainer_options
+    epochs: int = 2,
+    ranks=None,
+    broken=frozenset(),
+    options=None,
+    network_type=Linear,
+    objective_type=None,
+    average=False,
+    **trainer_options,
 ) -> Trainer:
     ms.set_seed(3)
     network = network_type()
     optimizer = create_optimizer(network, "adamw", weight_decay=0.05)
-    step = TrainStep(network, create_loss("CE"), optimizer, **(options or {}))
+    options = (options or {}) | ({"average": WeightAverage(network, 0.9, 0.0)} if average else {})
+    objective = objective_type(network) if objective_type else ClassificationObjective(network, create_loss("CE"))
+    step = TrainStep(objective, optimizer, **options)
     rates = learning_rates("cosine_decay", 0.1, epochs, STEPS, decay_epochs=epochs)
-    return Trainer(step, Loader(broken), rates, ranks or Alone(), **trainer_options)
+    metrics = TASKS["classification"].metrics
+    return Trainer(step, Loader(broken), rates, ranks or Alone(), metrics=metrics, **trainer_options)
+
+
+def test_ranks_meet_before_the_first_step_of_an_epoch_and_after_compiling(monkeypatch):
+    """Else they would wait for one another in a collective, which MindSpore 2.9 and older give up after 30 s."""
+    events = []
+
+    class Watched(Alone):
+        def barrier(self):
+            events.append("meet")
+
+    trainer = build(epochs=2, ranks=Watched())
+    for name in ("compile", "compile_and_run"):
+        done = getattr(TrainStep, name)
+        monkeypatch.setattr(TrainStep, name, lambda *args, done=done, name=name: (events.append(name), done(*args))[1])
+    trainer.run()
+    runs = ["compile_and_run", "compile"]  # which looks the graph up
+    assert events == ["meet", "compile", "meet", *(runs * STEPS), "meet", *(runs * STEPS)]
 
 
 def test_records_validation_and_hooks():
@@ -211,6 +230,34 @@ def test_a_nan_loss_stops_with_its_step():
         trainer.run()
 
 
+class Terms(Objective):
+    """A loss of three terms, two of which see the images."""
+
+    parts = ("first", "second", "third")
+
+    def construct(self, inputs, targets):
+        outputs = self.network(inputs)
+        return ops.ones((), ms.float32), ops.square(outputs).mean(), 2.0 * ops.square(outputs - targets).mean()
+
+
+def test_terms_of_the_loss_are_told_by_name(caplog):
+    intervals = []
+    with caplog.at_level(logging.INFO, logger="mindcv_reparam"):
+        trainer = build(epochs=1, objective_type=Terms, log_interval=2, on_interval=[intervals.append])
+        record = trainer.run()
+    assert record["train_first"] == 1.0
+    assert sum(record[f"train_{part}"] for part in Terms.parts) == pytest.approx(record["train_loss"], rel=1e-6)
+    lines = [line.getMessage() for line in caplog.records if "second" in line.getMessage()]
+    assert len(lines) == len(intervals) == 3
+    for line, interval in zip(lines, intervals):
+        assert line.split() == ["first", "1.0000,", "second", f"{interval['second']:.4f},", "third", line.split()[-1]]
+
+
+def test_a_nan_stops_with_the_first_term_that_has_one():
+    with pytest.raises(UserError, match=r"the loss is nan \(second and 1 more\) at epoch 1, step 3 of 5, rank 0"):
+        build(broken=frozenset({(0, 2)}), objective_type=Terms, log_interval=100).run()
+
+
 def test_a_nan_that_the_loss_hides_stops_with_its_update(caplog):
     options = {"accumulation_steps": 2}
     trainer = build(broken=frozenset({(0, 2)}), options=options, network_type=Rectified, ranks=Twin())
@@ -232,9 +279,75 @@ def test_a_skipped_overflow_goes_on_and_is_recorded():
     assert np.isfinite(record["train_loss"])
 
 
+def test_skipped_updates_are_told_per_epoch_as_unreadable_images_are(caplog):
+    records = []
+    broken = frozenset({(0, 1), (0, 3), (2, 2)})
+    trainer = build(epochs=3, broken=broken, options={"loss_scale": LossScale(8.0, dynamic=True)})
+    trainer.on_epoch_end = [records.append]
+    with caplog.at_level(logging.INFO, logger="mindcv_reparam"):
+        trainer.run()
+    assert [record["skipped_updates"] for record in records] == [2, 0, 1]
+    ends = [record.getMessage() for record in caplog.records if "done" in record.getMessage()]
+    assert [line.partition(" updates skipped")[0][-3:] for line in ends if "skipped" in line] == [", 2", ", 1"]
+
+
 def test_endless_overflow_stops():
     epochs = SKIPPED_IN_A_ROW // STEPS + 1
     broken = frozenset((epoch, step) for epoch in range(1, epochs) for step in range(STEPS))
     trainer = build(epochs=epochs, broken=broken, options={"drop_overflow_update": True})
     with pytest.raises(UserError, match=f"{SKIPPED_IN_A_ROW} updates in a row"):
         trainer.run()
+
+
+def test_overflows_with_updates_in_between_go_on():
+    trainer = build(options={"drop_overflow_update": True})
+    for index in range(3 * SKIPPED_IN_A_ROW):
+        epoch, step = divmod(index, STEPS)
+        trainer._check(np.array([[1.0]]), index % 3 == 0, epoch, step)
+    assert trainer._skipped_in_a_row == 2
+
+
+def test_rates_are_those_of_all_ranks():
+    class First(Twin):
+        rank, is_main = 0, True
+
+    records = []
+    trainer = build(epochs=1, ranks=First(), on_interval=[records.append])
+    trainer._report(4, np.array([[1.0]]), np.array([60.0, 2.0, 0.5]), timed=5)
+    assert records[0]["img_per_s"] == 60.0  # 60 images of each of two ranks in two seconds
+    assert records[0]["data_wait"] == 0.25
+    so_far = Progress(0, STEPS - 1, losses=(1.0,) * (STEPS - 1), measured=(1e6, 1000.0, 100.0))
+    assert trainer.run(so_far)["img_per_s"] == pytest.approx(2000.0, rel=1e-2)
+
+
+def test_statistics_of_the_averaged_weights_are_averaged_over_ranks():
+    class Normalised(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3, momentum=0.9, eps=1e-5)
+
+        def construct(self, x):
+            return super().construct(self.norm(x))
+
+    class First(Twin):
+        """The other rank's statistics are zeros."""
+
+        def sum(self, values):
+            return np.asarray(values, np.float64)
+
+    trainer = build(epochs=1, network_type=Normalised, average=True, ranks=First())
+    before = {}
+    epoch = trainer._train_epoch
+
+    def remember(*arguments):
+        done = epoch(*arguments)
+        before.update({p.name: p.asnumpy().copy() for p in trainer.step.get_parameters() if ".moving_" in p.name})
+        return done
+
+    trainer._train_epoch = remember
+    trainer.run()
+    after = {p.name: p.asnumpy() for p in trainer.step.get_parameters() if ".moving_" in p.name}
+    assert len(after) == 4
+    for name, value in before.items():
+        assert np.any(value != 0)
+        np.testing.assert_allclose(after[name], value / 2, rtol=1e-6, err_msg=name)

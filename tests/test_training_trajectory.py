@@ -6,18 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from goldens import FOLDER, Golden, names
+from gradients import gradients_by_name
+from here import parse
 from mindspore import Tensor
 
-import train
 from mindcv_reparam import create_model
-from mindcv_reparam.checkpoint import CheckpointInfo, load_arrays, model_from_checkpoint, save_checkpoint
-from mindcv_reparam.config import parse
+from mindcv_reparam.checkpoint import CheckpointInfo, load_arrays, save_checkpoint
 from mindcv_reparam.convert import convert
-from mindcv_reparam.data.mixup import soft_labels
+from mindcv_reparam.data.digits import Digits
 from mindcv_reparam.distributed import Distributed
-from mindcv_reparam.training.losses import create_loss
+from mindcv_reparam.tasks import TASKS
+from mindcv_reparam.tasks.classification.losses import create_loss
+from mindcv_reparam.tasks.classification.mixup import soft_labels
+from mindcv_reparam.training.assembly import train
+from mindcv_reparam.training.data import Data
 from mindcv_reparam.training.metrics import read_metrics
-from mindcv_reparam.training.step import gradients_by_name
+from mindcv_reparam.training.run_log import RunLog
+from mindcv_reparam.zoo import model_from_checkpoint
 
 
 class OneBatch:
@@ -48,7 +53,9 @@ def test_train_py_and_a_recipe_train_as_the_reference(name, tmp_path):
         flags["gelu"] = conversion.hparams["gelu"]
     words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
     config = parse(["--config", str(FOLDER / "train.yaml"), *words], "train")
-    train.train(config, "CPU", Distributed(), [str(label) for label in range(10)], OneBatch(golden), None)
+    data = Data(Digits(train=True), OneBatch(golden), None)
+    config = config.with_defaults(num_classes=data.num_classes)
+    train(config, TASKS["classification"], "CPU", Distributed(), data, RunLog(active=False))
 
     losses = [row["train_loss"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
     assert len(losses) == golden.spec["steps"]
@@ -67,8 +74,9 @@ def test_gradients_are_those_of_the_reference(name):
     conversion = convert(golden.state)
     net = create_model(conversion.model, drop_path_rate=0.0, **conversion.hparams)
     load_arrays(net, conversion.parameters, Path(name))
-    loss = create_loss("CE", label_smoothing=golden.spec["label_smoothing"])
-    gradients = gradients_by_name(net, loss, golden.images, np.arange(8, dtype=np.int32) % 10)
+    classes = golden.results["eval_logits"].shape[1]
+    labels = soft_labels(np.arange(8) % 10, classes, golden.spec["label_smoothing"])
+    gradients = gradients_by_name(net, create_loss("CE"), golden.images, labels)
     ours = [conversion.table.to_ours(str(theirs)) for theirs in golden.results["grad_norm_names"]]
     assert sorted(ours) == sorted(gradients)
     norms = np.array([torch_norm(gradients[name]) for name in ours])

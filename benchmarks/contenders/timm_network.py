@@ -1,7 +1,7 @@
 """timm's networks in PyTorch. Argument: JSON with model, size, batch, threads and form.
 
-form: "eager" or "compiled" (fused by timm where it can, for inference), "step" (of training), "import" (calls that do
-nothing), or "onnx", which writes ``file`` and ends.
+form: "inference" or "compiled" (fused by timm where it can), "step" (of training), "import" (calls that do nothing), or
+"onnx", which writes ``file``, with a ``dynamic`` batch or without, and ends.
 """
 
 import json
@@ -23,7 +23,7 @@ torch.manual_seed(0)
 if settings["form"] == "import":
     serve(lambda: None)
     sys.exit()
-net = timm.create_model(settings["model"])
+net = timm.create_model(settings["model"], drop_rate=settings.get("drop_rate", 0.0))
 images = torch.randn(settings["batch"], 3, settings["size"], settings["size"])
 if settings["form"] == "step":
     net.train()
@@ -39,7 +39,10 @@ if settings["form"] == "step":
 else:
     net = reparameterize_model(net.eval())
     if settings["form"] == "onnx":
-        torch.onnx.export(net, images, settings["file"], opset_version=17, dynamo=False)
+        axes = {"x": {0: "batch"}} if settings["dynamic"] else None
+        torch.onnx.export(
+            net, images, settings["file"], opset_version=17, dynamo=False, input_names=["x"], dynamic_axes=axes
+        )
     else:
         call = torch.compile(net) if settings["form"] == "compiled" else net
         with torch.inference_mode():

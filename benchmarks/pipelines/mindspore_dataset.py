@@ -17,13 +17,14 @@ from mindspore.dataset import vision
 from rounds import serve
 
 from mindcv_reparam.config import Config
-from mindcv_reparam.data import create_dataset, create_loader
+from mindcv_reparam.data import create_dataset
+from mindcv_reparam.tasks import TASKS, open_loader
 
 TUNING_INTERVAL = 4  # steps
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 settings, folder, workers, how = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 config = Config(data_dir=folder, epoch_size=1, **settings)
-batches = create_loader(create_dataset(config, train=True), config, train=True).batches
+batches = open_loader(TASKS["classification"], create_dataset(config, train=True), config, train=True).batches
 
 
 class Steps:

@@ -10,12 +10,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from rounds import serve
 
 from mindcv_reparam.config import Config
-from mindcv_reparam.data import create_dataset, create_loader, loader
+from mindcv_reparam.data import create_dataset, loader
+from mindcv_reparam.tasks import TASKS, open_loader
 
 settings, folder, workers, kind = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 loader._MOST_THREADS = workers if kind == "threads" else 0
 config = Config(data_dir=folder, epoch_size=1, num_parallel_workers=workers, **settings)
-batches = create_loader(create_dataset(config, train=True), config, train=True)
+batches = open_loader(TASKS["classification"], create_dataset(config, train=True), config, train=True)
 
 
 def epoch() -> Iterator[int]:

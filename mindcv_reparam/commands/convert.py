@@ -1,4 +1,4 @@
-"""Convert weights from timm, Apple, mmpretrain, MindCV or GFNet, or to timm or mmpretrain.
+"""Convert weights from another code base (timm, Apple, mmpretrain, MindCV, GFNet, RT-DETR, transformers), or to one.
 
 Format and model are recognised from the names and shapes of the tensors. Every tensor of the source is used or named.
 """
@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mindcv_reparam.errors import UserError
+from mindcv_reparam.errors import UserError, require
+from mindcv_reparam.labels import published
 from mindcv_reparam.registry import model_info
+from mindcv_reparam.settings import whole_number
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -19,17 +21,30 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a .safetensors, .pth, .pt, .bin, .pth.tar or MindCV .ckpt; a .ckpt with --to")
+    parser.add_argument(
+        "source", help="a file of safetensors, PyTorch, Lightning or MindCV; with --to one of this project"
+    )
     parser.add_argument("-o", "--output", required=True, help="file to write: .ckpt, or .safetensors with --to")
     parser.add_argument("--model", help="name of the model, if the shapes leave a choice")
     parser.add_argument(
-        "--num_classes", type=int, help="classes of a new, untrained head; needed if the source has none"
+        "--num_classes",
+        type=whole_number(most=100_000),
+        metavar="N",
+        help="classes of a new, untrained head; needed if the source has none",
     )
-    parser.add_argument("--img_size", type=int, help="input size the weights are for, if not the model's published one")
-    parser.add_argument("--to", choices=("timm", "mmpretrain"), help="write for this code base instead")
+    parser.add_argument(
+        "--img_size",
+        type=whole_number(most=4096),
+        metavar="N",
+        help="input size the weights are for, if not the model's published one",
+    )
+    parser.add_argument(
+        "--to", metavar="CODE_BASE", help="write for this one instead: timm, mmpretrain, rt-detr, transformers"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    require("safetensors")
     suffix = ".safetensors" if args.to else ".ckpt"
     if Path(args.output).suffix != suffix:
         raise UserError(f"--output must end with {suffix}, got {args.output}")
@@ -44,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
+    from mindcv_reparam.checkpoint import CheckpointInfo, classifier_prefixes, save_checkpoint
     from mindcv_reparam.convert import convert
     from mindcv_reparam.convert.files import read_source
 
@@ -52,20 +67,28 @@ def _convert(args: argparse.Namespace) -> None:
     conversion = convert(source.tensors, args.model)
     hparams = _hparams(conversion, source, args)
     net, new_head = _network(conversion, source, hparams)
-    replaced = sorted(name for name in conversion.parameters if new_head and name.startswith(f"{net.classifier}."))
+    heads = classifier_prefixes(net)
+    replaced = sorted(name for name in conversion.parameters if new_head and name.startswith(heads))
 
-    preprocessing = dict(model_info(conversion.model).preprocessing)
-    if "img_size" in hparams:
-        preprocessing["image_resize"] = hparams["img_size"]
-    origin = f"{conversion.table.source}, {source.path.name}, sha256 {source.sha256}"
-    info = CheckpointInfo(conversion.model, hparams, preprocessing=preprocessing, state=conversion.state, source=origin)
+    # What the tables know are weights of ImageNet-1k or COCO where they have its number of classes.
+    known = model_info(conversion.model).num_classes
+    names = published(known) if not new_head and hparams["num_classes"] == known else None
+    info = CheckpointInfo(
+        conversion.model,
+        hparams,
+        classes=list(names.folders) if names else None,
+        labels=list(names.shown) if names else None,
+        category_ids=names.category_ids if names else None,
+        state=conversion.state,
+        source=f"{conversion.table.source}, {source.path.name}, sha256 {source.sha256}"[-4096:],
+    )
     save_checkpoint(args.output, net, info)
 
     fused = "" if conversion.state == "train" else f", fused ({conversion.state})"
     print(f"{source.path}: {conversion.model} by {conversion.table.source}{fused}, sha256 {source.sha256}")
     for note in source.notes:
         print(f"  {note}")
-    print(f"  {len(conversion.parameters) - len(replaced)} tensors used")
+    print(f"  {len(source.tensors) - len(conversion.unused) - len(replaced)} tensors used")
     for line in _unused(conversion.unused):
         print(f"  {line}")
     if new_head:
@@ -77,9 +100,6 @@ def _convert(args: argparse.Namespace) -> None:
 def _hparams(conversion: "Conversion", source: "Source", args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of create_model, those of the command line before those the tensors tell."""
     hparams = dict(conversion.hparams)
-    for name, value in (("num_classes", args.num_classes), ("img_size", args.img_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be positive, got {value}")
     if args.num_classes is not None:
         hparams["num_classes"] = args.num_classes
     elif "num_classes" not in hparams:
@@ -91,9 +111,9 @@ def _hparams(conversion: "Conversion", source: "Source", args: argparse.Namespac
 
 def _network(conversion: "Conversion", source: "Source", hparams: dict[str, Any]) -> tuple["nn.Cell", bool]:
     """The network with the weights of the conversion, strictly loaded, and whether its head is a new one."""
-    from mindcv_reparam.checkpoint import load_arrays
-    from mindcv_reparam.registry import create_model
+    from mindcv_reparam.checkpoint import classifier_prefixes, load_arrays
     from mindcv_reparam.reparam import reparameterize
+    from mindcv_reparam.zoo import create_model
 
     net = create_model(conversion.model, **hparams)
     if conversion.state != "train":
@@ -101,8 +121,8 @@ def _network(conversion: "Conversion", source: "Source", hparams: dict[str, Any]
     new_head = hparams["num_classes"] != conversion.hparams.get("num_classes")
     arrays = dict(conversion.parameters)
     if new_head:
-        head = f"{net.classifier}."
-        arrays |= {p.name: p.asnumpy() for p in net.get_parameters() if p.name.startswith(head)}
+        heads = classifier_prefixes(net)
+        arrays |= {p.name: p.asnumpy() for p in net.get_parameters() if p.name.startswith(heads)}
     load_arrays(net, arrays, source.path)
     return net, new_head
 
@@ -121,6 +141,7 @@ def _write_for(target: str, source: str | os.PathLike[str], output: str | os.Pat
     from mindcv_reparam.checkpoint import read_checkpoint
     from mindcv_reparam.convert import revert, table_for
     from mindcv_reparam.convert.files import write_safetensors
+    from mindcv_reparam.zoo import family_variants
 
     parameters, info = read_checkpoint(source)
     if info is None:
@@ -130,6 +151,6 @@ def _write_for(target: str, source: str | os.PathLike[str], output: str | os.Pat
     write_safetensors(output, tensors, {"format": "pt", "model": info.model, "source": str(source)})
     print(f"{source}: {len(tensors)} tensors of {info.model} ({info.state}) in the names of {target}")
     for name, value in table.hparams:
-        if info.hparams.get(name) != value:
+        if info.hparams.get(name, family_variants(table.family)[info.model][name]) != value:
             print(f"  {target}'s {info.model} has {name} {value}, this checkpoint has not: its outputs will differ")
     print(f"wrote {output}")

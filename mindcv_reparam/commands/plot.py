@@ -6,7 +6,7 @@ python -m mindcv_reparam plot ckpt ckpt.1 -o compared.png
 import argparse
 from pathlib import Path
 
-from mindcv_reparam.errors import UserError
+from mindcv_reparam.errors import UserError, require
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    require("matplotlib")
+    from mindcv_reparam.tasks import TASKS
     from mindcv_reparam.training.metrics import plot_curves, read_metrics
 
     files = [path / "metrics.csv" if path.is_dir() else path for path in map(Path, args.runs)]
@@ -25,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     for name, rows in runs.items():
         if not rows:
             raise UserError(f"{name} has no finished epoch yet")
-    plot_curves(runs, Path(args.output))
+    found = {column for rows in runs.values() for column in rows[0]}
+    metrics = {metric.name: metric for task in TASKS.values() for metric in task.metrics if metric.name in found}
+    plot_curves(runs, list(metrics.values()), Path(args.output))
     print(f"{args.output}: {', '.join(f'{name} ({len(rows)} epochs)' for name, rows in runs.items())}")
     return 0

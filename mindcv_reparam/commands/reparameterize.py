@@ -7,6 +7,7 @@ validate.py and export.py recognise the result by themselves.
 
 import argparse
 import dataclasses
+import functools
 import os
 
 from mindcv_reparam.errors import UserError
@@ -29,17 +30,22 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--output is the checkpoint itself: what is fused cannot be trained on, give another name")
     config = load_yaml(args.config) if args.config else Config()
     prepare(config.device_target)
-    from mindcv_reparam.checkpoint import model_from_checkpoint, save_checkpoint
-    from mindcv_reparam.deploy.compare import TOLERANCE, largest_difference, random_input
-    from mindcv_reparam.deploy.runners import cell_program
+    from mindcv_reparam.checkpoint import save_checkpoint
     from mindcv_reparam.reparam import reparameterize
+    from mindcv_reparam.run.compare import largest_difference, random_input
+    from mindcv_reparam.run.runners import cell_program
+    from mindcv_reparam.tasks import task_of
+    from mindcv_reparam.tensors import TOLERANCE
+    from mindcv_reparam.zoo import model_from_checkpoint
 
     network, info = model_from_checkpoint(args.ckpt_path, config.model, **config.model_arguments())
     if info.state != "train":
         raise UserError(f"{args.ckpt_path} is fused already (reparam {info.state}): it needs a train-time checkpoint")
     fused = reparameterize(network, args.level)
     trials = [random_input(info.hparams, batch=2)]
-    difference = largest_difference(cell_program(network), cell_program(fused), trials)
+    results = task_of(info.model).results
+    measure = functools.partial(results.difference, results.plain(info.hparams, 2)[0])
+    difference = largest_difference(cell_program(network), cell_program(fused), trials, measure)
     if not difference <= TOLERANCE:
         raise UserError(f"not written: the fused network differs by {difference:.1e}, more than {TOLERANCE:.0e}")
     save_checkpoint(args.output, fused, dataclasses.replace(info, state=args.level))

@@ -8,11 +8,16 @@ flight and exits, with status 0 after SIGTERM and 130 after Ctrl-C. See docs/ser
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mindcv_reparam.deploy.runners import BACKENDS, backend_for
-from mindcv_reparam.errors import UserError
+from mindcv_reparam.errors import UserError, require
+from mindcv_reparam.run.runners import BACKENDS, backend_for
+
+if TYPE_CHECKING:
+    from mindcv_reparam.serving.limits import Limits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,31 +37,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max_body_mb", type=_whole(1), default=16, help="MiB of a request" + default)
     parser.add_argument(
+        "--max_bodies_mb", type=_whole(1), default=256, help="MiB of all requests at a time, whole or not" + default
+    )
+    parser.add_argument(
+        "--max_decode_mb", type=_whole(1), default=512, help="MiB that decoding a large image may take" + default
+    )
+    parser.add_argument("--max_connections", type=_whole(1, 100_000), default=512, help="at a time" + default)
+    parser.add_argument("--head_seconds", type=_whole(1), default=10, help="to send a header in" + default)
+    parser.add_argument("--body_seconds", type=_whole(1), default=60, help="to send a body in" + default)
+    parser.add_argument("--write_seconds", type=_whole(1), default=60, help="to read an answer in" + default)
+    parser.add_argument("--decode_seconds", type=_whole(1), default=10, help="to decode an image in" + default)
+    parser.add_argument(
         "--grace_seconds", type=_whole(0), default=30, help="to finish what is in flight when stopped" + default
     )
+    parser.add_argument("--no_access_log", action="store_true", help="no line on stderr for every request")
 
 
 def run(args: argparse.Namespace) -> int:
     _check_names(args.bundles)
+    require("fastapi", "prometheus_client", "uvicorn")
     backends = [backend_for(bundle, args.backend) for bundle in args.bundles]
-    from mindcv_reparam.deploy.serving import server
+    from mindcv_reparam.serving import server
 
+    server.allow_connections(args.max_connections)
     with server.bind(args.host, args.port) as listener:
         if "mindspore" in backends:
             from mindcv_reparam.runtime import prepare
 
             prepare(None)
-        from mindcv_reparam.deploy.serving.app import application
-        from mindcv_reparam.deploy.serving.limits import Limits
-        from mindcv_reparam.deploy.serving.model import load_model
+        from mindcv_reparam.serving.access_log import AccessLog
+        from mindcv_reparam.serving.app import application
+        from mindcv_reparam.serving.model import load_model
 
         models = [load_model(bundle, backend) for bundle, backend in zip(args.bundles, backends)]
-        limits = Limits(args.max_batch_size, args.max_delay_ms / 1000, args.max_body_mb * 2**20, args.max_queue)
         names = ", ".join(f"{model.name} ({model.platform})" for model in models)
-        server.serve(
-            application(models, limits), listener, f"{server.url(listener)} serves {names}", args.grace_seconds
-        )
+        log = AccessLog(sys.stderr) if not args.no_access_log else None
+        app = application(models, _limits(args), log)
+        server.serve(app, listener, f"{server.url(listener)} serves {names}", args.grace_seconds, _limits(args), log)
     return 0
+
+
+def _limits(args: argparse.Namespace) -> "Limits":
+    from mindcv_reparam.serving.limits import Limits
+
+    return Limits(
+        max_batch_size=args.max_batch_size,
+        max_delay=args.max_delay_ms / 1000,
+        max_body=args.max_body_mb * 2**20,
+        max_queue=args.max_queue,
+        max_bodies=args.max_bodies_mb * 2**20,
+        max_decode=args.max_decode_mb * 2**20,
+        max_connections=args.max_connections,
+        head_seconds=args.head_seconds,
+        body_seconds=args.body_seconds,
+        write_seconds=args.write_seconds,
+        decode_seconds=args.decode_seconds,
+    )
 
 
 def _check_names(bundles: Sequence[str]) -> None:

@@ -1,14 +1,16 @@
-"""From an epoch and a step to a finished batch: the one function that worker threads and processes run."""
+"""Batches as the loader and its workers take them, whatever the task puts into them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
-from mindcv_reparam.data.mixup import BatchMix, soft_labels
+from mindcv_reparam.config import Config
 from mindcv_reparam.data.randomness import Purpose, stream
-from mindcv_reparam.data.sampler import EvalSampler, TrainSampler
+from mindcv_reparam.data.sampler import Draw, EvalSampler, TrainSampler
 from mindcv_reparam.data.source import ImageSource, UnreadableImage
-from mindcv_reparam.data.transforms import EvalTransform, TrainTransform
 from mindcv_reparam.errors import UserError
 
 _REPLACEMENTS = 20  # unreadable samples in a row before a run gives up: chance does not do that to a usable data set
@@ -22,78 +24,86 @@ class Batch:
     unreadable: tuple[tuple[int, str], ...]
 
 
-@dataclass(frozen=True)
-class TrainBatches:
-    """Augmented and mixed batches with soft labels.
+class Batches(Protocol):
+    """From an epoch and a step to a finished batch of one of few shapes: what worker threads and processes run.
 
-    An unreadable image is replaced by a sample drawn from (seed, epoch, position), so that the batch keeps its shape
-    and the run stays reproducible.
+    Attributes:
+        source: of the images.
+        sampler: which of them make up a batch.
+        num_classes: that the targets tell apart.
     """
 
     source: ImageSource
-    sampler: TrainSampler
-    transform: TrainTransform
-    mix: BatchMix
+    sampler: TrainSampler | EvalSampler
     num_classes: int
-    smoothing: float
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
-        return (self.sampler.shard.batch_size, 3, *self.transform.crop.size)
+        """(B, C, H, W) of the largest batch."""
+
+    def shape(self, epoch: int, step: int) -> tuple[int, int, int, int]:
+        """(B, C, H, W) of one; the same on every rank."""
 
     def make(self, epoch: int, step: int, images: np.ndarray) -> Batch:
-        """Fill ``images`` (``image_shape``, float32); the rest is (soft labels float32 (B, num_classes),)."""
-        seed = self.sampler.seed
-        draw = self.sampler.draw(epoch, step)
-        labels = np.empty(len(images), dtype=np.int32)
-        unreadable: list[tuple[int, str]] = []
-        for row, (position, index) in enumerate(zip(draw.positions.tolist(), draw.indices.tolist())):
-            pixels, labels[row] = self._load(index, epoch, position, unreadable)
-            self.transform(pixels, stream(seed, Purpose.AUGMENT, epoch, position), images[row])
-        targets = soft_labels(labels, self.num_classes, self.smoothing)
-        self.mix(images, targets, stream(seed, Purpose.MIX, epoch, step, self.sampler.shard.rank))
-        return Batch((targets,), tuple(unreadable))
+        """Fill ``images`` (``shape(epoch, step)``, float32); the rest of the batch is what comes back."""
 
-    def _load(self, index: int, epoch: int, position: int, unreadable: list[tuple[int, str]]) -> tuple[np.ndarray, int]:
-        replacement = None
-        for _ in range(_REPLACEMENTS):
+
+def class_count(config: Config, source: ImageSource) -> int:
+    """How many classes the targets tell apart.
+
+    Raises:
+        UserError: the data has more than ``config.num_classes``.
+    """
+    count = config.num_classes or len(source.classes)
+    if count < len(source.classes):
+        raise UserError(f"num_classes {count} is less than the {len(source.classes)} classes of the data set")
+    return count
+
+
+def load_each(
+    source: ImageSource, draw: Draw, images: np.ndarray, place: Callable[[int, Image.Image], None]
+) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
+    """Hand every image of a batch for validation to ``place(row, image)``, which fills a row of ``images``.
+
+    Padding and unreadable images are black and weigh nothing.
+
+    Returns:
+        Weights float32 (B,) of 1 or 0, and the samples that could not be read.
+    """
+    weights = draw.valid.astype(np.float32)
+    unreadable = []
+    for row, index in enumerate(draw.indices.tolist()):
+        images[row] = 0.0
+        if draw.valid[row]:
             try:
-                return self.source.pixels(index), self.source.labels[index]
+                image = source.load(index)
             except UnreadableImage as error:
+                weights[row] = 0.0
                 unreadable.append((index, str(error)))
-                replacement = replacement or stream(self.sampler.seed, Purpose.REPLACE, epoch, position)
-                index = int(replacement.integers(len(self.source)))
-        raise UserError(
-            f"{_REPLACEMENTS} unreadable images in a row: the data set is damaged; the last: {unreadable[-1][1]}"
-        )
+            else:
+                place(row, image)
+    return weights, tuple(unreadable)
 
 
-@dataclass(frozen=True)
-class EvalBatches:
-    """Batches for validation; padding and unreadable images are black and weigh nothing."""
+def load_or_replace(
+    source: ImageSource, index: int, seed: int, epoch: int, position: int, unreadable: list[tuple[int, str]]
+) -> tuple[np.ndarray, Any]:
+    """Pixels and target of a training sample.
 
-    source: ImageSource
-    sampler: EvalSampler
-    transform: EvalTransform
+    An unreadable one is replaced by a sample drawn from (seed, epoch, position), so that the batch keeps its shape and
+    the run stays reproducible; what could not be read is appended to ``unreadable``.
 
-    @property
-    def image_shape(self) -> tuple[int, int, int, int]:
-        return (self.sampler.shard.batch_size, 3, *self.transform.size)
-
-    def make(self, epoch: int, step: int, images: np.ndarray) -> Batch:
-        """Fill ``images``; the rest is (labels int32 (B,), weights float32 (B,) of 1 or 0)."""
-        draw = self.sampler.draw(epoch, step)
-        weights = draw.valid.astype(np.float32)
-        unreadable = []
-        for row, index in enumerate(draw.indices.tolist()):
-            images[row] = 0.0
-            if draw.valid[row]:
-                try:
-                    images[row] = self.transform(self.source.load(index))
-                except UnreadableImage as error:
-                    weights[row] = 0.0
-                    unreadable.append((index, str(error)))
-        return Batch((self.source.labels[draw.indices], weights), tuple(unreadable))
-
-
-Batches = TrainBatches | EvalBatches
+    Raises:
+        UserError: too many in a row.
+    """
+    replacement = None
+    for _ in range(_REPLACEMENTS):
+        try:
+            return source.pixels(index), source.target(index)
+        except UnreadableImage as error:
+            unreadable.append((index, str(error)))
+            replacement = replacement or stream(seed, Purpose.REPLACE, epoch, position)
+            index = int(replacement.integers(len(source)))
+    raise UserError(
+        f"{_REPLACEMENTS} unreadable images in a row: the data set is damaged; the last: {unreadable[-1][1]}"
+    )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindcv_reparam.data.source import ImageSource
+from mindcv_reparam.data.source import LabelledSource
 from mindcv_reparam.errors import UserError
 
 _FOLDER = "cifar-10-batches-bin"
@@ -13,7 +13,7 @@ _RECORD = 1 + 3 * 32 * 32
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-class Cifar10(ImageSource):
+class Cifar10(LabelledSource):
     """``data_batch_*.bin`` for training, ``test_batch.bin`` for validation, in ``root`` or in its usual sub-folder.
 
     Class names come from ``batches.meta.txt`` where it is there. The pixels stay on disk (memory-mapped): a worker

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mindcv_reparam.data.source import ImageSource
+from mindcv_reparam.data.source import LabelledSource
 
 _FILE = Path(__file__).parent / "assets" / "digits.npz"
 _INK_LEVELS = 16  # values 0 … 16 count the ink pixels of a 4×4 block
 
 
-class Digits(ImageSource):
+class Digits(LabelledSource):
     """8×8 images scaled to 0–255 and shown as RGB; 1,437 for training, 360 for validation, stratified."""
 
     classes = tuple("0123456789")

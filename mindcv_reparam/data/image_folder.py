@@ -1,35 +1,68 @@
 """Image files in one folder per class: the ImageNet layout."""
 
-import io
+import copy
 import os
+import re
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
-from mindcv_reparam.data.source import ImageSource, UnreadableImage
+from mindcv_reparam.data.decoder import Decoder, UnreadableImage
+from mindcv_reparam.data.folders import KNOWN, class_folders, foreign_line, walk
+from mindcv_reparam.data.source import LabelledSource
+from mindcv_reparam.data.splits import Split
 from mindcv_reparam.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
-_DECODED_ALIKE = frozenset({"YCbCr", "Gray", "RGB"})  # colour spaces of JPEG files
 _SPLIT_NAMES = frozenset({"train", "val", "validation", "test"})
+_PARTS = _SPLIT_NAMES | {"training", "valid", "testing", "dev", "eval"}
+_VERSION = re.compile(r"v\d+([._]\d+)*|old|new|copy|backup", re.IGNORECASE)
 
 
-class ImageFolder(ImageSource):
-    """One sub-folder of ``root`` per class, searched recursively; hidden files are ignored.
+@dataclass
+class Listing:
+    """What there is to make a data set of.
 
-    Args:
-        root: folder of the class folders.
-        classes: class names to impose, in the order of their index (those of a checkpoint). A folder that is not among
-            them is a UserError; a class without a folder is allowed. None: the sorted folder names.
+    Attributes:
+        folders: of the classes, sorted.
+        files: images as "class/…/name", bytes (n,), the classes in that order.
+        owners: the place of every file's class in ``folders``, (n,).
+        foreign: images of formats that are not read.
+        problems: one line for everything that is left out.
     """
 
-    def __init__(self, root: str | Path, classes: Sequence[str] | None = None) -> None:
-        self._root = Path(root)
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    folders: list[str]
+    files: np.ndarray
+    owners: np.ndarray
+    foreign: list[str]
+    problems: list[str]
+
+
+class ClassFolders(LabelledSource):
+    """Images of one folder per class, wherever the folders are.
+
+    Args:
+        root: what messages call the place of the class folders.
+        listing: of them.
+        classes: class names to impose, in the order of their index (those of a checkpoint). A folder that is not among
+            them is a UserError; a class without a folder is allowed. None: the sorted folder names.
+        decoder: of the files.
+
+    Attributes:
+        root: that place.
+        files: as listed. One array of bytes instead of a million strings: small to pickle, and not copied page by page
+            when read.
+        split: how the files were divided, if they were; it does not follow into workers.
+    """
+
+    split: Split | None = None
+
+    def __init__(self, root: Path, listing: Listing, classes: Sequence[str] | None, decoder: Decoder | None) -> None:
+        self.root = root
+        self._decoder = decoder or Decoder()
+        folders = listing.folders
         if not folders:
             raise UserError(f"{root} has no class folders: expected one folder of images per class")
         self.classes = tuple(folders if classes is None else classes)
@@ -37,73 +70,103 @@ class ImageFolder(ImageSource):
         if unknown:
             raise UserError(
                 f"class folder {unknown[0]!r} of {root} ({len(unknown)} such) is not among the {len(self.classes)} "
-                f"classes of the checkpoint: give the data set that it was trained on"
+                f"classes that the checkpoint or the training images have: give the data set they are of"
             )
-        files, labels, problems = [], [], []
-        for folder in folders:
-            images, others = _list_images(self._root, folder)
-            files += images
-            labels += [self.class_to_idx[folder]] * len(images)
-            problems += [f"{self._root / other} is no image file: ignored" for other in others]
-            if not images:
-                problems.append(f"class folder {self._root / folder} has no images")
-        if not files:
-            raise UserError(f"no images in the class folders of {root} (known: {', '.join(sorted(IMAGE_SUFFIXES))})")
-        # One array of bytes instead of a million strings: small to pickle, and not copied page by page when read.
-        self._files = np.array([os.fsencode(file) for file in files])
-        self.labels = np.array(labels, dtype=np.int32)
+        problems = listing.problems
+        if listing.foreign:
+            problems = [*problems, f"{root}: {foreign_line(listing.foreign)}"]
+        if not len(listing.files):
+            what = f"; {foreign_line(listing.foreign)}" if listing.foreign else ""
+            raise UserError(f"no images in the class folders of {root} (known: {KNOWN}){what}")
+        self.files = listing.files
+        index = self.class_to_idx
+        self.labels = np.array([index[folder] for folder in folders], np.int32)[listing.owners]
         self.problems = tuple(problems)
 
+    def part(self, rows: np.ndarray, split: Split) -> Self:
+        """The files of these rows only, of a folder that ``split`` divides."""
+        part = copy.copy(self)
+        part.files, part.labels, part.split = self.files[rows], self.labels[rows], split
+        return part
+
     def pixels(self, index: int) -> np.ndarray:
-        path = self.name(index)
         try:
-            with open(path, "rb") as file:
-                return decode(file.read())
-        except Exception as error:  # Pillow's decoders raise almost any exception on a damaged file
-            raise UnreadableImage(f"{path} cannot be read: {error}") from error
+            return self._decoder.pixels(self.file(index))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{self.name(index)} cannot be read: {error}") from error
+
+    def file(self, index: int) -> bytes | str:
+        """A file's path, or what is in it. Raises UnreadableImage."""
+        return self.name(index)
 
     def name(self, index: int) -> str:
-        return os.path.join(self._root, os.fsdecode(bytes(self._files[index])))
+        return os.path.join(self.root, os.fsdecode(bytes(self.files[index])))
+
+    def doubts(self) -> list[str]:
+        lines = super().doubts()
+        splits = [name for name in self.classes if name.lower() in _PARTS]
+        if splits or all(map(_VERSION.fullmatch, self.classes)):
+            lines.insert(
+                0,
+                f"the class folders {', '.join((splits or self.classes)[:4])} of {self.root} look like parts or "
+                "versions of a data set rather than classes: data_dir may be a level too high",
+            )
+        return lines
+
+    def write_split(self, run: Path) -> None:
+        if self.split is not None:
+            self.split.write(run)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "split"}
 
 
-def decode(data: bytes) -> np.ndarray:
-    """An image file's bytes as RGB, uint8 (H, W, 3). Raises whatever Pillow raises.
+class ImageFolder(ClassFolders):
+    """One sub-folder of ``root`` per class, searched recursively; what counts there, ``folders`` says."""
 
-    JPEGs are decoded to the pixels of Pillow, by the same library but without its copies. Those of printers (CMYK) and
-    those that the library warns of are left to Pillow.
-    """
-    with suppress(ValueError):  # no JPEG, or a damaged one
-        if simplejpeg.decode_jpeg_header(data)[2] in _DECODED_ALIKE:
-            return simplejpeg.decode_jpeg(data, "RGB")
-    with Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
+    def __init__(self, root: str | Path, classes: Sequence[str] | None = None, decoder: Decoder | None = None) -> None:
+        super().__init__(Path(root), _walked(Path(root)), classes, decoder)
 
 
-def find_split(data_dir: str, split: str, other_split: str) -> Path:
+def _walked(root: Path) -> Listing:
+    folders, broken = class_folders(root)
+    files: list[bytes] = []
+    owners: list[int] = []
+    foreign: list[str] = []
+    problems = [f"{root / name} is a link to nothing" for name in broken]
+    for number, folder in enumerate(folders):
+        found, place = walk(root / folder, within=root), root / folder
+        files += [os.fsencode(f"{folder}/{name}") for name in found.images]
+        owners += [number] * len(found.images)
+        foreign += [f"{folder}/{name}" for name in found.foreign]
+        problems += [f"{place / name} is a link to nothing" for name in found.broken]
+        problems += [f"{place / name} is no regular file" for name in found.special]
+        problems += [f"{place / name} is no image file" for name in found.others]
+        if not found.images:
+            problems.append(f"class folder {place} has no images")
+    return Listing(folders, np.array(files, bytes), np.array(owners, np.int64), foreign, problems)
+
+
+def find_split(data_dir: str, split: str, other_split: str, usual: str) -> Path:
     """The folder that holds the class folders of ``split``.
 
-    It is ``data_dir/split``; or ``data_dir`` itself when it has no split folders at all (a single split that serves
-    for training and validation alike). Raises UserError when ``split`` is missing beside another split.
+    It is ``data_dir/split``; or ``data_dir`` itself when it has no split folders at all and ``split`` is the ``usual``
+    name, or that of the other one. Raises UserError when ``split`` is missing otherwise.
     """
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"data_dir {data_dir} is no folder: give the folder of the data set with --data_dir")
     if split and (root / split).is_dir():
         return root / split
-    siblings = sorted(name for name in {*_SPLIT_NAMES, other_split} if name and (root / name).is_dir())
-    if split and siblings:
-        raise UserError(f"{data_dir} has no folder {split!r} but {siblings[0]!r}: name the split that is there")
+    check_no_split(data_dir, class_folders(root)[0], split, other_split, usual)
     return root
 
 
-def _list_images(root: Path, folder: str) -> tuple[list[str], list[str]]:
-    """Image files and other files below ``root/folder``, relative to ``root``, sorted."""
-    images, others = [], []
-    for directory, subfolders, names in os.walk(root / folder, followlinks=True):
-        subfolders.sort()
-        relative = Path(directory).relative_to(root)
-        for name in sorted(names):
-            if not name.startswith("."):
-                suffix = os.path.splitext(name)[1].lower()
-                (images if suffix in IMAGE_SUFFIXES else others).append(str(relative / name))
-    return images, others
+def check_no_split(data_dir: str, folders: Sequence[str], split: str, other_split: str, usual: str) -> None:
+    """Raise UserError where ``data_dir``, which has other folders than that of ``split``, cannot be meant itself."""
+    siblings = sorted(name for name in {*_SPLIT_NAMES, other_split} if name and name in folders)
+    if split and siblings:
+        raise UserError(f"{data_dir} has no folder {split!r} but {siblings[0]!r}: name the split that is there")
+    if split not in ("", usual, other_split):
+        there = ", ".join(folders[:4]) or "no folders"
+        raise UserError(f"{data_dir} has no folder {split!r}, only {there}: name a split that is there")

@@ -36,18 +36,38 @@ def resize_crop(
 ) -> np.ndarray:
     """The crop (top, left, height, width) resized to ``size``, then flipped horizontally and vertically.
 
-    ``kind`` is BILINEAR or BICUBIC. No kernel itself: compiling the passes apart takes half the time.
+    ``kind`` is BILINEAR or BICUBIC. Where the crop reaches out of the image, there is black. No kernel itself:
+    compiling the passes apart takes half the time.
     """
     top, left, height, width = box
     lines = pixels.reshape(pixels.shape[0], pixels.shape[1] * 3)
-    across = _weights(width, size[1], kind, flips[0])
-    down = _weights(height, size[0], kind, flips[1])
     # Values are rounded between the passes. Pillow 13 goes down first where that saves most of the way across.
-    if height > size[0] and height - size[0] > 2 * (width - size[1]):
+    down_first = height > size[0] and height - size[0] > 2 * (width - size[1])
+    left, width, across = _within(left, width, pixels.shape[1], _weights(width, size[1], kind, flips[0]))
+    top, height, down = _within(top, height, pixels.shape[0], _weights(height, size[0], kind, flips[1]))
+    if width == 0 or height == 0:
+        return np.zeros((*size, 3), np.uint8)
+    if down_first:
         resized = _resize_across(_resize_down(lines, top, left * 3, width * 3, *down), 0, 0, size[0], *across)
     else:
         resized = _resize_down(_resize_across(lines, top, left, height, *across), 0, 0, size[1] * 3, *down)
     return resized.reshape(*size, 3)
+
+
+def _within(
+    first: int, length: int, limit: int, taps: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> tuple[int, int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Where the pixels ``first`` … of a crop begin in an image of ``limit``, how many lie in it, and the taps that meet
+    them; those that meet black are left out."""
+    if first >= 0 and first + length <= limit:
+        return first, length, taps
+    weights, starts, counts = taps
+    begin, end = min(max(first, 0), limit), max(min(first + length, limit), 0)
+    dropped = np.minimum(np.maximum(begin - first - starts, 0), counts)
+    left_over = np.maximum(np.minimum(starts + counts, end - first) - starts - dropped, 0)
+    places = np.minimum(np.arange(weights.shape[1]) + dropped[:, None], weights.shape[1] - 1)
+    starts = np.where(left_over > 0, starts + dropped + first - begin, 0)
+    return begin, max(end - begin, 0), (np.take_along_axis(weights, places, axis=1), starts, left_over)
 
 
 @_kernel
@@ -295,3 +315,58 @@ def saturate(pixels, factor):
                 value = float32(grey) + factor * float32(int32(pixels[y, x, channel]) - grey)
                 saturated[y, x, channel] = uint8(min(max(value, float32(0.0)), float32(255.0)))
     return saturated
+
+
+@_kernel
+def turn_hue(pixels, shift):
+    """Each pixel's hue plus ``shift`` of 256 steps, by way of Pillow's "HSV" of 8 bits."""
+    # Red is brightest in the sectors 0 and 5, falls in 1, is least in 2 and 3, rises in 4; green and blue do the same
+    # two and four sectors later.
+    sectors, parts, wholes = np.empty(256, np.int32), np.empty(256), np.empty(256)
+    for value in range(256):
+        sectors[value] = int32(math.floor(value * 6.0 / 255.0)) % 6
+        parts[value] = float32(value * 6.0 / 255.0 - math.floor(value * 6.0 / 255.0))
+        wholes[value] = float32(value / 255.0)
+    turned = np.empty_like(pixels)
+    for y in range(pixels.shape[0]):
+        for x in range(pixels.shape[1]):
+            red, green, blue = int32(pixels[y, x, 0]), int32(pixels[y, x, 1]), int32(pixels[y, x, 2])
+            most, least = max(red, max(green, blue)), min(red, min(green, blue))
+            if most == least:
+                turned[y, x, 0], turned[y, x, 1], turned[y, x, 2] = uint8(most), uint8(most), uint8(most)
+                continue
+            hue = (_hue(red, green, blue, most, most - least) + shift) & 255
+            sector, part = sectors[hue], parts[hue]
+            whole = wholes[int32(float64(float32(most - least) / float32(most)) * 255.0)]
+            low = _half_up(most * (1.0 - whole))
+            between = _half_up(most * (1.0 - whole * (part if sector & 1 else 1.0 - part)))
+            high = uint8(most)
+            for channel in range(3):
+                place = sector + 6 - 2 * channel
+                place -= 6 if place >= 6 else 0
+                if place == 0 or place == 5:
+                    turned[y, x, channel] = high
+                elif place == 2 or place == 3:
+                    turned[y, x, channel] = low
+                else:
+                    turned[y, x, channel] = between
+    return turned
+
+
+@_kernel
+def _hue(red, green, blue, most, spread):
+    from_red, from_green = float32(most - red) / float32(spread), float32(most - green) / float32(spread)
+    from_blue = float32(most - blue) / float32(spread)
+    if red == most:
+        sixth = float32(from_blue - from_green)
+    elif green == most:
+        sixth = float32(2.0 + float64(from_red) - float64(from_blue))
+    else:
+        sixth = float32(4.0 + float64(from_green) - float64(from_red))
+    turn = float64(sixth) / 6.0 + 1.0
+    return int32(float64(float32(turn - 1.0 if turn >= 1.0 else turn)) * 255.0)
+
+
+@_kernel
+def _half_up(value):
+    return uint8(int32(value + 0.5))

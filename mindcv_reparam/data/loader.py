@@ -10,11 +10,8 @@ from concurrent.futures import Future
 import numpy as np
 
 from mindcv_reparam.config import Config
-from mindcv_reparam.data.batches import Batch, Batches, EvalBatches, TrainBatches
-from mindcv_reparam.data.mixup import BatchMix
-from mindcv_reparam.data.sampler import EvalSampler, Shard, TrainSampler
+from mindcv_reparam.data.batches import Batch, Batches
 from mindcv_reparam.data.source import ImageSource
-from mindcv_reparam.data.transforms import eval_transform, train_transform
 from mindcv_reparam.data.workers import ProcessWorkers, ThreadWorkers
 from mindcv_reparam.errors import UserError
 
@@ -27,10 +24,8 @@ _log = logging.getLogger(__name__)
 class Loader:
     """Batches of one rank, in the order of their steps.
 
-    ``for batch in loader.epoch(e)`` yields tuples of NumPy arrays that belong to the caller:
-
-    - training: images float32 (B, 3, H, W), soft labels float32 (B, num_classes), label smoothing and mixing included;
-    - validation: images, labels int32 (B,), weights float32 (B,): 1, or 0 for padding and for unreadable images.
+    ``for batch in loader.epoch(e)`` yields tuples of NumPy arrays that belong to the caller: images float32
+    (B, 3, H, W), then what the task's batches hold beside them.
 
     B is the same in every batch and the number of steps the same on every rank. The batch of (epoch, step) depends on
     the config's seed, on the rank and on the number of ranks, and on nothing else: not on workers, not on what was
@@ -40,7 +35,7 @@ class Loader:
     Attributes:
         batches: what the workers run; ``batches.sampler.draw(epoch, step)`` names the samples of a batch.
         steps_per_epoch: batches of an epoch on this rank (the same on all).
-        num_classes: of the labels.
+        num_classes: that the targets tell apart.
         skipped: how often a sample could not be read so far on this rank (training replaces it, validation leaves it
             out).
         bad_files: message by index of every sample that could not be read so far on this rank.
@@ -49,14 +44,13 @@ class Loader:
     def __init__(
         self,
         batches: Batches,
-        num_classes: int,
         workers: int,
         last_epoch: int,
         allow_unreadable: bool,
         announce: bool = True,
     ) -> None:
         self.steps_per_epoch = batches.sampler.steps_per_epoch
-        self.num_classes = num_classes
+        self.num_classes = batches.num_classes
         self.skipped = 0
         self.bad_files: dict[int, str] = {}
         self.batches = batches
@@ -134,61 +128,40 @@ class Loader:
                 _log.warning("%s; skipped", message)
 
 
-def create_loader(source: ImageSource, config: Config, train: bool, rank: int = 0, size: int = 1) -> Loader:
-    """A Loader of ``source`` for one of ``size`` ranks; ``config.batch_size`` is that of one rank.
+def create_loader(batches: Batches, config: Config, train: bool) -> Loader:
+    """A Loader of the batches of one rank.
 
     ``config.num_parallel_workers`` is capped at the cores this process may use; up to two workers are threads, more
     are processes, and a source held in memory gets one thread. Files found bad while listing are reported here, once,
     by rank 0.
 
     Raises:
-        UserError: more classes than ``config.num_classes``, an empty epoch, a setting out of range; in validation,
-            without ``config.allow_bad_images``, files found bad while listing.
+        UserError: the configuration wants other than RGB images; in validation, without ``config.allow_bad_images``,
+            files found bad while listing.
     """
     if config.in_channels != 3 or len(config.mean) != 3:
         raise UserError("the data sets give RGB images: in_channels must be 3, mean and std three numbers each")
-    num_classes = config.num_classes or len(source.classes)
-    if num_classes < len(source.classes):
-        raise UserError(f"num_classes {num_classes} is less than the {len(source.classes)} classes of the data set")
+    source, shard = batches.source, batches.sampler.shard
     allow_unreadable = train or config.allow_bad_images
-    _report(source.problems, allow_unreadable, rank)
-    shard = Shard(config.batch_size, rank, size)
-    if train:
-        batches: Batches = TrainBatches(
-            source=source,
-            sampler=TrainSampler(
-                length=len(source),
-                shard=shard,
-                seed=config.seed,
-                shuffle=config.shuffle,
-                num_samples=config.num_samples,
-                drop_remainder=config.drop_remainder,
-                repeats=max(1, config.aug_repeats),
-            ),
-            transform=train_transform(config),
-            mix=BatchMix(config.mixup, config.cutmix, config.cutmix_prob, config.switch_prob),
-            num_classes=num_classes,
-            smoothing=config.label_smoothing,
-        )
-    else:
-        batches = EvalBatches(
-            source,
-            EvalSampler(len(source), shard, config.seed, config.eval_shuffle, config.num_samples),
-            eval_transform(config),
-        )
+    _report(source, allow_unreadable, shard.rank)
     workers = 1 if source.in_memory else min(config.num_parallel_workers, _usable_cores())
     # Validation ends with its epoch; training goes on to the next one.
     last_epoch = config.epoch_size - 1 if train else 0
     # Ranks meet the same training images in different epochs: the trainer names a bad one once for all of them.
-    return Loader(batches, num_classes, workers, last_epoch, allow_unreadable, announce=size == 1 or not train)
+    return Loader(batches, workers, last_epoch, allow_unreadable, announce=shard.size == 1 or not train)
 
 
-def _report(problems: tuple[str, ...], allowed: bool, rank: int) -> None:
+def _report(source: ImageSource, allowed: bool, rank: int) -> None:
+    problems = source.problems
     if problems and not allowed:
-        raise UserError(f"{problems[0]} ({len(problems)} such); mend it, or leave it out with --allow_bad_images True")
+        raise UserError(
+            f"{problems[0]} ({len(problems)} such): remove or mend it, or leave it out with --allow_bad_images True"
+        )
     if rank == 0:
         for problem in problems:
-            _log.warning("%s", problem)
+            _log.warning("%s; left out", problem)
+        for note in source.notes:
+            _log.info("%s", note)
 
 
 def _usable_cores() -> int:

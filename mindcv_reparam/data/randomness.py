@@ -16,6 +16,9 @@ class Purpose(IntEnum):
     AUGMENT = 1
     MIX = 2
     REPLACE = 3
+    SPLIT = 4
+    DENOISE = 5
+    SCALE = 6
 
 
 def stream(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mindcv_reparam.config import Config
 from mindcv_reparam.data.randomness import Purpose, stream
 from mindcv_reparam.errors import UserError
 
@@ -41,6 +42,13 @@ class Shard:
         return self.batch_size * self.size
 
 
+@dataclass(frozen=True, eq=False)  # by identity, which a cache can take
+class Balance:
+    """The class of every sample, int32 (length,), where an epoch shall hold as many of the one as of the other."""
+
+    labels: np.ndarray
+
+
 @dataclass(frozen=True)
 class TrainSampler:
     """Every epoch in a new order that depends on (seed, epoch) alone; every rank makes the same number of steps.
@@ -57,6 +65,8 @@ class TrainSampler:
         repeats: repeated augmentation (Hoffer et al. 2019; MindCV's ``aug_repeats``, timm's RepeatAugSampler): each
             sample stands ``repeats`` times in a row in the global order, hence on different ranks where there are
             several, and the epoch keeps its length: it sees 1/repeats of the samples.
+        balance: every class that has samples comes equally often; the epoch keeps its length, samples of small classes
+            come repeatedly, and not all of large ones.
     """
 
     length: int
@@ -66,8 +76,11 @@ class TrainSampler:
     num_samples: int | None = None
     drop_remainder: bool = True
     repeats: int = 1
+    balance: Balance | None = None
 
     def __post_init__(self) -> None:
+        if self.balance is not None and not self.shuffle:
+            raise UserError("balanced_sampling draws every epoch anew: it needs shuffle True")
         if self.num_samples is not None and self.repeats > 1:
             raise UserError("num_samples and aug_repeats exclude each other: give one of them")
         if self.steps_per_epoch == 0:
@@ -90,7 +103,10 @@ class TrainSampler:
         """The samples of this rank's batch at ``step`` of ``epoch``."""
         positions = self.shard.positions(step)
         places = positions % self.epoch_length // self.repeats
-        indices = _order(self.length, self.seed, epoch)[places] if self.shuffle else places
+        if self.balance is not None:
+            indices = _balanced_order(self.balance, self.seed, epoch)[places]
+        else:
+            indices = _order(self.length, self.seed, epoch)[places] if self.shuffle else places
         return Draw(positions, indices, np.ones(len(positions), dtype=bool))
 
 
@@ -129,8 +145,45 @@ class EvalSampler:
         return Draw(positions, indices, valid)
 
 
+def train_sampler(config: Config, length: int, shard: Shard, balance: Balance | None = None) -> TrainSampler:
+    """Of a source of that length, as the configuration says. Raises UserError for an empty epoch."""
+    return TrainSampler(
+        length=length,
+        shard=shard,
+        seed=config.seed,
+        shuffle=config.shuffle,
+        num_samples=config.num_samples,
+        drop_remainder=config.drop_remainder,
+        repeats=max(1, config.aug_repeats),
+        balance=balance,
+    )
+
+
+def eval_sampler(config: Config, length: int, shard: Shard) -> EvalSampler:
+    """Of a source of that length, as the configuration says."""
+    return EvalSampler(length, shard, config.seed, config.eval_shuffle, config.num_samples)
+
+
 @lru_cache(maxsize=2)
 def _order(length: int, seed: int, epoch: int) -> np.ndarray:
     order = stream(seed, Purpose.ORDER, epoch).permutation(length)
+    order.flags.writeable = False
+    return order
+
+
+@lru_cache(maxsize=2)
+def _balanced_order(balance: Balance, seed: int, epoch: int) -> np.ndarray:
+    """As many samples as there are, of every class equally many but for one; of a class, one sample comes at most once
+    more than another."""
+    rng = stream(seed, Purpose.ORDER, epoch)
+    labels = balance.labels
+    present = rng.permutation(np.unique(labels))
+    share, rest = divmod(len(labels), len(present))
+    chosen = []
+    for place, label in enumerate(present.tolist()):
+        rows, wanted = np.flatnonzero(labels == label), share + (place < rest)
+        rounds = [rng.permutation(rows) for _ in range(-(-wanted // len(rows)))]
+        chosen.append(np.concatenate([rows[:0], *rounds])[:wanted])
+    order = np.concatenate(chosen)[rng.permutation(len(labels))]
     order.flags.writeable = False
     return order

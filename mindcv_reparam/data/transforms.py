@@ -13,9 +13,10 @@ from PIL import Image
 
 from mindcv_reparam.config import Config
 from mindcv_reparam.data.auto_augment import Policy, Style, brightness, color, contrast, parse_auto_augment
+from mindcv_reparam.data.decoder import check_size
 from mindcv_reparam.data.picture import Picture
 
-_RESAMPLINGS = {
+RESAMPLINGS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -162,7 +163,8 @@ class TrainTransform:
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator, output: np.ndarray) -> None:
         """Fill ``output`` float32 (3, *crop.size) from ``pixels`` uint8 (H, W, 3)."""
-        box = self.crop.draw(*pixels.shape[:2], rng)
+        height, width = pixels.shape[:2]
+        box = self.crop.draw(height, width, rng)
         flips = rng.random() < self.hflip, rng.random() < self.vflip
         picture = Picture(pixels).cropped(box, self.crop.size, flips, self.crop.resampling)
         if self.policy is not None:
@@ -178,7 +180,8 @@ class TrainTransform:
 class EvalTransform:
     """Resize so that ``size / crop_pct`` (rounded down) is covered, keep the centre of ``size``, normalise.
 
-    ``transform(image)`` → float32 (3, H, W).
+    ``transform(image)`` → float32 (3, H, W). It raises UnreadableImage for one so elongated that resizing it would
+    exhaust the memory.
     """
 
     size: tuple[int, int]
@@ -188,6 +191,7 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         height, width = self.resized(image.height, image.width)
+        check_size(width, height, "resized")
         image = image.resize((width, height), self.resampling)
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         return self.normalize(image.crop((left, top, left + self.size[1], top + self.size[0])))
@@ -210,7 +214,7 @@ def train_transform(config: Config) -> TrainTransform:
     references), except with the 3-Augment policies, whose paper combines them (timm). ``re_value`` is the constant of
     ``re_mode: const`` in normalised units: 0 is the mean colour.
     """
-    resampling = _RESAMPLINGS[config.interpolation]
+    resampling = RESAMPLINGS[config.interpolation]
     size = height_and_width(config.image_resize)
     normalize = Normalize(tuple(config.mean), tuple(config.std))
     policy = parse_auto_augment(config.auto_augment) if config.auto_augment else None
@@ -242,6 +246,6 @@ def eval_transform(config: Config) -> EvalTransform:
     return EvalTransform(
         size=height_and_width(config.image_resize),
         crop_pct=config.crop_pct,
-        resampling=_RESAMPLINGS[config.interpolation],
+        resampling=RESAMPLINGS[config.interpolation],
         normalize=Normalize(tuple(config.mean), tuple(config.std)),
     )

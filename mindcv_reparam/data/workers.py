@@ -6,6 +6,7 @@ and vanishes with them (no name in /dev/shm, and no limit of its size); everythi
 parent is gone, however it went, reads the end of its pipe and exits.
 """
 
+import math
 import mmap
 import os
 import pickle
@@ -66,7 +67,7 @@ class ThreadWorkers:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _make(self, epoch: int, step: int) -> tuple[np.ndarray, Batch]:
-        images = self._buffers.take()
+        images = _front(self._buffers.take(), self._batches.shape(epoch, step))
         return images, self._batches.make(epoch, step, images)
 
 
@@ -118,6 +119,7 @@ class _Worker:
             )
         finally:
             os.close(descriptor)
+        self._batches = batches
         self._recipe: Batches | None = batches
 
     def make(self, epoch: int, step: int) -> tuple[np.ndarray, Batch]:
@@ -132,8 +134,9 @@ class _Worker:
             raise UserError(self._obituary()) from None
         if isinstance(result, Exception):
             raise result
-        images = self._buffers.take()
-        np.copyto(images, self._images)
+        shape = self._batches.shape(epoch, step)
+        images = _front(self._buffers.take(), shape)
+        np.copyto(images, _front(self._images, shape))
         return images, result
 
     def stop(self) -> None:
@@ -151,6 +154,11 @@ class _Worker:
         status = self._process.wait()
         cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         return f"a data worker died ({cause}): if memory ran out, lower --num_parallel_workers or --batch_size"
+
+
+def _front(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A smaller batch in the memory of the largest, from its beginning."""
+    return images.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def _memory_file(size: int) -> int:
@@ -184,7 +192,7 @@ def serve(descriptor: int) -> None:
         while True:
             epoch, step = pickle.load(requests)
             try:
-                reply: Batch | Exception = batches.make(epoch, step, images)
+                reply: Batch | Exception = batches.make(epoch, step, _front(images, batches.shape(epoch, step)))
             except UserError as error:
                 reply = error
             except Exception:

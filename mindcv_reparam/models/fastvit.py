@@ -9,14 +9,13 @@ import math
 from mindspore import nn
 from mindspore.common.initializer import Normal, Uniform, Zero
 
-from .. import fusion
-from ..layers import (
+from mindcv_reparam import fusion
+from mindcv_reparam.layers import (
     Attention,
     ConvNorm,
     Gelu,
     GlobalAvgPool,
     LayerScale,
-    SqueezeExcite,
     affine_of,
     batch_norm,
     conv2d,
@@ -32,91 +31,52 @@ from ..layers import (
     move_bias,
     with_linear,
 )
-from ..registry import register_variants
-from ..reparam import Reparameterizable, fused, replace_children
+from mindcv_reparam.models.fastvit_formats import FORMATS
+from mindcv_reparam.models.mobileone import LargeKernelConv, MobileOneBlock, MobileOneConv
+from mindcv_reparam.registry import register_variants
+from mindcv_reparam.reparam import Reparameterizable, fused, replace_children
+
+FAMILY = {
+    "place": 3,
+    "input_size": 256,
+    "crop_pct": 0.9,
+    "blocks": r"stages\.\d+\.blocks\.\d+\.",
+    "models": {
+        "fastvit_t8": {},
+        "fastvit_t12": {},
+        "fastvit_s12": {},
+        "fastvit_sa12": {"crop_pct": 0.95},
+        "fastvit_sa24": {"crop_pct": 0.95},
+        "fastvit_sa36": {"crop_pct": 0.95},
+        "fastvit_ma36": {"crop_pct": 0.95},
+    },
+    "published": {
+        "Apple, FastViT paper": {
+            256: {
+                "fastvit_t8": (76.2, None),
+                "fastvit_t12": (79.3, None),
+                "fastvit_s12": (79.9, None),
+                "fastvit_sa12": (80.9, None),
+                "fastvit_sa24": (82.7, None),
+                "fastvit_sa36": (83.6, None),
+                "fastvit_ma36": (83.9, None),
+            },
+        },
+        "Apple, FastViT paper, distilled": {
+            256: {
+                "fastvit_t8": (77.2, None),
+                "fastvit_t12": (80.3, None),
+                "fastvit_s12": (81.1, None),
+                "fastvit_sa12": (81.9, None),
+                "fastvit_sa24": (83.4, None),
+                "fastvit_sa36": (84.2, None),
+                "fastvit_ma36": (84.6, None),
+            },
+        },
+    },
+}
 
 HEAD_DIM = 32
-
-
-class MobileOneConv(Reparameterizable, nn.Cell):
-    """Sum of a k×k and (if k > 1) a 1×1 "scale" convolution and (if shapes allow) the identity, each with its own norm.
-
-    MobileOne (Vasu et al., arXiv 2206.04040, section 3.2) with one convolutional branch.
-    """
-
-    level = "branches"
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1):
-        super().__init__()
-        channels = (in_channels, out_channels)
-        self.kxk = ConvNorm(conv2d(*channels, kernel_size, stride, groups=groups), batch_norm(out_channels))
-        has_scale, has_identity = kernel_size > 1, in_channels == out_channels and stride == 1
-        self.scale = (
-            ConvNorm(conv2d(*channels, 1, stride, groups=groups), batch_norm(out_channels)) if has_scale else None
-        )
-        self.identity = batch_norm(out_channels) if has_identity else None
-
-    def construct(self, x):
-        y = self.kxk(x)
-        if self.scale is not None:
-            y = y + self.scale(x)
-        if self.identity is not None:
-            y = y + self.identity(x)
-        return y
-
-    def fuse(self) -> nn.Cell:
-        conv = fused(self.kxk)
-        branches = [linear_of(conv)]
-        if self.scale is not None:
-            branches.append(linear_of(fused(self.scale)))
-        if self.identity is not None:
-            identity = fusion.identity(conv.out_channels, conv.group)
-            branches.append(fusion.affine_after(affine_of(self.identity), identity))
-        return with_linear(conv, fusion.parallel(*branches))
-
-
-class MobileOneBlock(nn.Cell):
-    """Branches, optionally squeeze-and-excitation with ratio 1/16, then GELU."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        groups: int = 1,
-        squeeze_excite: bool = False,
-        gelu_kind: Gelu = "exact",
-    ):
-        super().__init__()
-        self.conv = MobileOneConv(in_channels, out_channels, kernel_size, stride, groups)
-        self.se = SqueezeExcite(out_channels, out_channels // 16) if squeeze_excite else None
-        self.act = gelu(gelu_kind)
-
-    def construct(self, x):
-        x = self.conv(x)
-        if self.se is not None:
-            x = self.se(x)
-        return self.act(x)
-
-
-class LargeKernelConv(Reparameterizable, nn.Cell):
-    """Sum of a 7×7 and a 3×3 convolution, each with its own norm (RepLKNet, Ding et al., arXiv 2203.06717)."""
-
-    level = "branches"
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
-        super().__init__()
-        channels, options = (in_channels, out_channels), dict(stride=stride, groups=in_channels)
-        self.large = ConvNorm(conv2d(*channels, 7, **options), batch_norm(out_channels))
-        self.small = ConvNorm(conv2d(*channels, 3, **options), batch_norm(out_channels))
-
-    def construct(self, x):
-        return self.large(x) + self.small(x)
-
-    def fuse(self) -> nn.Cell:
-        large, small = fused(self.large), fused(self.small)
-        return with_linear(large, fusion.parallel(linear_of(large), linear_of(small)))
 
 
 class PatchEmbed(Reparameterizable, nn.Cell):
@@ -288,6 +248,7 @@ class FastViT(nn.Cell):
         mlp_ratio: hidden channels of the ConvFFN over dim.
         layer_scale: initial value of the layer scales.
         img_size: not used; the network is fully convolutional and takes any size.
+        drop_rate: dropout in the MLPs.
         gelu: "exact" as Apple and timm have it, "tanh" for the approximation.
     """
 
@@ -391,4 +352,4 @@ VARIANTS = {
     "fastvit_sa36": dict(S36, token_mixers=HYBRID, drop_path_rate=0.2),
     "fastvit_ma36": dict(M36, token_mixers=HYBRID, drop_path_rate=0.35),
 }
-register_variants(FastViT, VARIANTS)
+register_variants(FastViT, VARIANTS, FORMATS)

@@ -8,10 +8,11 @@ are (N, H, W, C).
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, Uniform
+from mindspore.common.initializer import Normal, Uniform, initializer
 
-from .. import fusion
-from ..layers import (
+from mindcv_reparam import fusion
+from mindcv_reparam.formats import Formats, Rule, Table, tokens
+from mindcv_reparam.layers import (
     Float32,
     Gelu,
     GlobalAvgPool,
@@ -27,8 +28,31 @@ from ..layers import (
     linear_of,
     with_linear,
 )
-from ..registry import register_variants
-from ..reparam import Reparameterizable, replace_children
+from mindcv_reparam.models.metaformer import STEMS, variant_of
+from mindcv_reparam.models.positions import resize_position_embedding
+from mindcv_reparam.registry import register_variants
+from mindcv_reparam.reparam import Reparameterizable, replace_children
+
+FAMILY = {
+    "place": 5,
+    "input_size": 224,
+    "crop_pct": 0.9,
+    "blocks": r"stages\.\d+\.blocks\.\d+\.",
+    "models": {
+        "gfnet_h_ti": {},
+        "gfnet_h_s": {},
+        "gfnet_h_b": {},
+    },
+    "published": {
+        "GFNet's authors": {
+            224: {
+                "gfnet_h_ti": (80.1, 95.1),
+                "gfnet_h_s": (81.5, 95.6),
+                "gfnet_h_b": (82.9, 96.2),
+            },
+        },
+    },
+}
 
 
 def layer_norm(channels: int) -> nn.LayerNorm:
@@ -73,7 +97,7 @@ class GlobalFilter(Float32):
         height, width = size
         shape = (height, width // 2 + 1, dim, 2)  # real and imaginary part last
         self.width = width
-        self.complex_weight = Parameter(Tensor(np.zeros(shape), ms.float32), name="complex_weight")
+        self.complex_weight = Parameter(initializer("zeros", shape, ms.float32), name="complex_weight")
         self.rows, self.rows_back = (_kernel(matrix) for matrix in half_spectrum(width))
         self.columns, self.columns_back = (_kernel(matrix) for matrix in full_spectrum(height))
 
@@ -117,6 +141,17 @@ class Mlp(nn.Cell):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
+class ChannelScale(Float32):
+    """A layer scale (see layers.LayerScale) on maps (N, H, W, C)."""
+
+    def __init__(self, dim: int, value: float):
+        super().__init__()
+        self.gamma = Parameter(Tensor(np.full(dim, value), ms.float32), name="gamma")
+
+    def construct(self, x):
+        return x * self.gamma
+
+
 class Block(Reparameterizable, nn.Cell):
     """``x + gamma · mlp(norm2(filter(norm1(x))))``."""
 
@@ -135,11 +170,12 @@ class Block(Reparameterizable, nn.Cell):
         self.filter = GlobalFilter(dim, size)
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu_kind, drop_rate)
-        self.gamma = Parameter(Tensor(np.full(dim, layer_scale_init_value), ms.float32), name="gamma")
+        self.scale = ChannelScale(dim, layer_scale_init_value)
+        self.gamma = self.scale.gamma  # which is its name in the authors' weights
         self.drop_path = drop_path(drop_path_rate)
 
     def construct(self, x):
-        return x + self.drop_path(self.gamma * self.mlp(self.norm2(self.filter(self.norm1(x)))))
+        return x + self.drop_path(self.scale(self.mlp(self.norm2(self.filter(self.norm1(x))))))
 
     def fuse(self) -> nn.Cell:
         """The layer scale goes into the dense layer before it. The norms keep their scale and shift, which a layer
@@ -178,6 +214,26 @@ class Stage(nn.Cell):
         return self.blocks(x.transpose((0, 2, 3, 1))).transpose((0, 3, 1, 2))
 
 
+def resize_filter(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Global filters (h, w // 2 + 1, C, 2) for another map, by bicubic interpolation from corner to corner as GFNet's
+    authors do it."""
+    if value.ndim != 4 or value.shape[2:] != shape[2:]:
+        return value
+    rows, columns = (_cubic_interpolation(value.shape[axis], shape[axis]) for axis in (0, 1))
+    return np.einsum("ih,jw,hwcp->ijcp", rows, columns, value, optimize=True).astype(np.float32)
+
+
+def _cubic_interpolation(source: int, target: int) -> np.ndarray:
+    """The matrix (target, source) of cubic convolution with PyTorch's coefficient -0.75; the ends stay the ends."""
+    a, matrix = -0.75, np.zeros((target, source))
+    for row, position in zip(matrix, np.linspace(0.0, source - 1.0, target)):
+        for neighbour in range(int(position) - 1, int(position) + 3):
+            t = abs(position - neighbour)
+            near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+            row[min(max(neighbour, 0), source - 1)] += near if t <= 1 else far if t < 2 else 0.0
+    return matrix
+
+
 class GFNet(nn.Cell):
     """Hierarchical GFNet.
 
@@ -194,6 +250,7 @@ class GFNet(nn.Cell):
     classifier = "head"
     head_parts = ("norm", "pool", "head")
     output_norm = GroupNorm
+    resized = {"pos_embed": resize_position_embedding, "complex_weight": resize_filter}
 
     def __init__(
         self,
@@ -223,8 +280,8 @@ class GFNet(nn.Cell):
             self.feature_info.append({"channels": dim, "stride": stride, "parts": parts})
             channels = dim
         self.stages = nn.CellList(stages)
-        position = Tensor(np.zeros((1, embed_dims[0], img_size[0] // 4, img_size[1] // 4)), ms.float32)
-        self.pos_embed = Parameter(position, name="pos_embed")
+        shape = (1, embed_dims[0], img_size[0] // 4, img_size[1] // 4)
+        self.pos_embed = Parameter(initializer("zeros", shape, ms.float32), name="pos_embed")
         self.norm = layer_norm(channels)
         self.pool = GlobalAvgPool()
         self.head = dense(channels, num_classes)
@@ -273,4 +330,17 @@ VARIANTS = {
     "gfnet_h_s": dict(depths=(3, 3, 10, 3), embed_dims=_S_DIMS, layer_scale_init_value=1e-5, drop_path_rate=0.2),
     "gfnet_h_b": dict(depths=(3, 3, 27, 3), embed_dims=_S_DIMS, layer_scale_init_value=1e-6, drop_path_rate=0.4),
 }
-register_variants(GFNet, VARIANTS)
+_AUTHORS = Table(
+    source="gfnet",
+    markers=("patch_embed.0.proj.weight", "blocks.0.0.filter.complex_weight"),
+    rules=(
+        Rule("patch_embed.{i}.proj.{leaf}", "stages.{i}.patch_embed.{leaf}"),
+        Rule("blocks.{i}.{j}.{rest}", "stages.{i}.blocks.{j}.{rest}"),
+    ),
+    norms=r"norm|.*\.norm[12]",
+    layouts=(tokens("pos_embed"),),
+    written=False,
+)
+# The stages have the names of a MetaFormer's.
+FORMATS = Formats(tables=(_AUTHORS,), stems=STEMS, variant=variant_of, positions=(("pos_embed", 4),))
+register_variants(GFNet, VARIANTS, FORMATS)

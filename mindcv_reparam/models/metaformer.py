@@ -5,13 +5,13 @@ with a layer scale and stochastic depth. The families differ in the token mixer 
 same names, so that the weights of a PoolFormer initialise the RIFormer of its size (arXiv 2304.05659, section 3.4).
 """
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mindspore import nn
 from mindspore.common.initializer import Normal
 
-from ..layers import (
+from mindcv_reparam.formats import Parameters, count, shape_of
+from mindcv_reparam.layers import (
     Gelu,
     GlobalAvgPool,
     GroupNorm,
@@ -27,7 +27,7 @@ from ..layers import (
     gelu,
     initialize,
 )
-from ..reparam import Reparameterizable, replace_children
+from mindcv_reparam.reparam import Reparameterizable, replace_children
 
 
 class Mlp(nn.Cell):
@@ -132,7 +132,7 @@ class MetaFormer(Reparameterizable, nn.Cell):
     classifier = "head"
     head_parts = ("norm", "pool", "head")
     output_norm = GroupNorm
-    token_mixer: ClassVar[Callable[[int], nn.Cell]]
+    token_mixer: ClassVar[type[nn.Cell]]
     norm_eps: ClassVar[float] = 1e-5
 
     def __init__(
@@ -241,3 +241,12 @@ SIZES = {
     "m36": dict(depths=(6, 6, 18, 6), embed_dims=_M_DIMS, layer_scale_init_value=1e-6),
     "m48": dict(depths=(8, 8, 24, 8), embed_dims=_M_DIMS, layer_scale_init_value=1e-6),
 }
+STEMS = ("stages.0.patch_embed.weight",)
+
+
+def variant_of(parameters: Parameters) -> dict[str, Any]:
+    """The hyper-parameters that tell the sizes apart, see Formats."""
+    return {
+        "depths": tuple(count(parameters, rf"stages\.{i}\.blocks\.(\d+)\..*") for i in range(4)),
+        "embed_dims": tuple(shape_of(parameters, f"stages.{i}.patch_embed.weight", 4)[0] for i in range(4)),
+    }

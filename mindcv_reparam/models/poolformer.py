@@ -7,9 +7,36 @@ averages over the pixels before the last norm, where the authors' code normalise
 import numpy as np
 from mindspore import nn
 
-from ..layers import GroupNorm
-from ..registry import register_variants
-from .metaformer import SIZES, MetaFormer
+from mindcv_reparam.formats import TIMM_HEAD, Formats, Rule, Table
+from mindcv_reparam.layers import GroupNorm
+from mindcv_reparam.models.metaformer import SIZES, STEMS, MetaFormer, variant_of
+from mindcv_reparam.registry import register_variants
+
+FAMILY = {
+    "place": 4,
+    "input_size": 224,
+    "crop_pct": 0.9,
+    "blocks": r"stages\.\d+\.blocks\.\d+\.",
+    "index_modes": ("stages", "mmpretrain"),
+    "models": {
+        "poolformer_s12": {},
+        "poolformer_s24": {},
+        "poolformer_s36": {},
+        "poolformer_m36": {"crop_pct": 0.95},
+        "poolformer_m48": {"crop_pct": 0.95},
+    },
+    "published": {
+        "timm, results-imagenet.csv": {
+            224: {
+                "poolformer_s12": (77.24, 93.54),
+                "poolformer_s24": (80.29, 95.06),
+                "poolformer_s36": (81.43, 95.44),
+                "poolformer_m36": (82.1, 95.7),
+                "poolformer_m48": (82.46, 95.97),
+            },
+        },
+    },
+}
 
 
 class PoolMixer(nn.Cell):
@@ -52,4 +79,17 @@ class PoolFormer(MetaFormer):
 
 
 VARIANTS = {f"poolformer_{size}": hyper_parameters for size, hyper_parameters in SIZES.items()}
-register_variants(PoolFormer, VARIANTS)
+_TIMM = Table(
+    source="timm",
+    markers=("stem.conv.weight", "stages.0.blocks.0.layer_scale1.scale"),
+    rules=(
+        Rule("stages.{i}.downsample.conv.{leaf}", "stages.{i}.patch_embed.{leaf}"),
+        Rule("stem.conv.{leaf}", "stages.0.patch_embed.{leaf}"),
+        Rule("{path}.norm1.{leaf}", "{path}.token_mixer.norm.{leaf}"),
+        Rule("{path}.layer_scale{i}.scale", "{path}.layer_scale{i}.gamma"),
+        Rule("head.norm.{leaf}", "norm.{leaf}"),
+        TIMM_HEAD,
+    ),
+    norms=r"norm|.*\.norm2|.*\.token_mixer\.norm",
+)
+register_variants(PoolFormer, VARIANTS, Formats(tables=(_TIMM,), stems=STEMS, variant=variant_of))

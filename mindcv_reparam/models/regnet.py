@@ -4,11 +4,13 @@ Here as the teacher that FastViT distils from; timm's ``regnety_160`` is the sam
 """
 
 import math
+from typing import Any
 
 from mindspore import nn
 from mindspore.common.initializer import Normal, Zero
 
-from ..layers import (
+from mindcv_reparam.formats import TIMM_HEAD, Formats, Parameters, Rule, Table, conv_norm, count, shape_of
+from mindcv_reparam.layers import (
     ConvNorm,
     GlobalAvgPool,
     SqueezeExcite,
@@ -20,7 +22,24 @@ from ..layers import (
     dropout,
     initialize,
 )
-from ..registry import register_variants
+from mindcv_reparam.registry import register_variants
+
+FAMILY = {
+    "place": 6,
+    "input_size": 224,
+    "crop_pct": 0.95,
+    "blocks": r"stages\.\d+\.\d+\.",
+    "models": {
+        "regnety_160": {},
+    },
+    "published": {
+        "timm, regnety_160.deit_in1k": {
+            224: {
+                "regnety_160": (83.0, 96.5),
+            },
+        },
+    },
+}
 
 
 class Bottleneck(nn.Cell):
@@ -60,6 +79,7 @@ class RegNet(nn.Cell):
         depths: blocks per stage.
         dims: channels per stage, multiples of group_width.
         img_size: not used; the network is fully convolutional and takes any size.
+        drop_rate: dropout before the classifier.
     """
 
     classifier = "head"
@@ -140,4 +160,24 @@ VARIANTS = {
         drop_path_rate=0.0,
     ),
 }
-register_variants(RegNet, VARIANTS)
+
+
+def variant_of(parameters: Parameters) -> dict[str, Any]:
+    """The hyper-parameters that tell the models apart, see Formats."""
+    return {
+        "depths": tuple(count(parameters, rf"stages\.{i}\.(\d+)\..*") for i in range(4)),
+        "dims": tuple(shape_of(parameters, f"stages.{i}.0.conv1.0.weight", 4)[0] for i in range(4)),
+    }
+
+
+_TIMM = Table(
+    source="timm",
+    markers=("stem.conv.weight", "s1.b1.se.fc1.weight"),
+    rules=(
+        Rule("s{i+1}.b{j+1}.{rest}", "stages.{i}.{j}.{rest}"),
+        *conv_norm("{path}", "{path}"),
+        TIMM_HEAD,
+    ),
+    norms=r"stem\.1|.*\.(conv\d|downsample)\.1",
+)
+register_variants(RegNet, VARIANTS, Formats(tables=(_TIMM,), stems=("stem.0.weight",), variant=variant_of))

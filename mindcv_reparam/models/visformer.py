@@ -5,12 +5,14 @@ names are MindCV's, whose checkpoints load as they are; timm's ``visformer_tiny`
 networks with the exact GELU.
 """
 
-import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor, nn
-from mindspore.common.initializer import HeNormal, TruncatedNormal
+from typing import Any
 
-from ..layers import (
+import mindspore as ms
+from mindspore import Parameter, nn
+from mindspore.common.initializer import HeNormal, TruncatedNormal, initializer
+
+from mindcv_reparam.formats import Formats, Parameters, Table, count, shape_of
+from mindcv_reparam.layers import (
     Attention,
     ConvNorm,
     Gelu,
@@ -27,8 +29,32 @@ from ..layers import (
     gelu,
     initialize,
 )
-from ..registry import register_variants
-from ..reparam import Reparameterizable, replace_children
+from mindcv_reparam.models.positions import resize_position_embedding
+from mindcv_reparam.registry import register_variants
+from mindcv_reparam.reparam import Reparameterizable, replace_children
+
+FAMILY = {
+    "place": 1,
+    "input_size": 224,
+    "crop_pct": 0.875,
+    "blocks": r"stage\d\.\d+\.",
+    "models": {
+        "visformer_tiny": {},
+        "visformer_tiny_v2": {},
+        "visformer_small": {},
+        "visformer_small_v2": {},
+    },
+    "published": {
+        "MindCV, D910x8-G": {
+            224: {
+                "visformer_tiny": (78.28, 94.15),
+                "visformer_tiny_v2": (78.82, 94.41),
+                "visformer_small": (81.73, 95.88),
+                "visformer_small_v2": (82.17, 95.9),
+            },
+        },
+    },
+}
 
 
 class Mlp(nn.Cell):
@@ -64,8 +90,9 @@ class Block(Reparameterizable, nn.Cell):
     ):
         super().__init__()
         self.norm1 = batch_norm(dim) if num_heads else None
-        scale = (dim // num_heads) ** (2 * qk_scale) if num_heads else None
-        self.attn = Attention(dim, num_heads, scale, False, drop_rate) if num_heads else None
+        self.attn = (
+            Attention(dim, num_heads, (dim // num_heads) ** (2 * qk_scale), False, drop_rate) if num_heads else None
+        )
         self.norm2 = batch_norm(dim)
         hidden, groups = (4 * dim, None) if num_heads else (2 * dim, 8)
         self.mlp = Mlp(dim, hidden, groups, gelu_kind, drop_rate)
@@ -110,12 +137,14 @@ class Visformer(Reparameterizable, nn.Cell):
         num_heads: heads of the third and fourth stage.
         qk_scale: exponent e of the factor ``head_dim ** e`` on q and on k.
         img_size: (height, width) of the input, for the position embeddings.
+        drop_rate: dropout in the MLPs, behind attention and behind positions.
         gelu: "tanh" as MindCV trains it, "exact" as timm and the paper do.
     """
 
     classifier = "head"
     head_parts = ("norm", "pool", "head")
     output_norm = staticmethod(batch_norm)
+    resized = {"pos_embed": resize_position_embedding}
 
     def __init__(
         self,
@@ -148,7 +177,7 @@ class Visformer(Reparameterizable, nn.Cell):
             stride, size = stride * patch_size, [side // patch_size for side in size]
             check_map_size(size, img_size, stride)
             setattr(self, f"patch_embed{i}", PatchEmbed(channels, dims[i], patch_size))
-            position = Tensor(np.zeros((1, dims[i], *size)), ms.float32)
+            position = initializer("zeros", (1, dims[i], *size), ms.float32)
             setattr(self, f"pos_embed{i}", Parameter(position, name=f"pos_embed{i}"))
             blocks = [Block(dims[i], heads[i], qk_scale, gelu, drop_rate, rate) for rate in rates[i]]
             setattr(self, f"stage{i}", nn.SequentialCell(blocks))
@@ -214,4 +243,35 @@ VARIANTS = {
         init_channels=32, embed_dim=256, depths=(1, 10, 14, 3), num_heads=(8, 16), qk_scale=-0.5, drop_path_rate=0.1
     ),
 }
-register_variants(Visformer, VARIANTS)
+
+
+def variant_of(parameters: Parameters) -> dict[str, Any]:
+    """The hyper-parameters that tell the models apart, see Formats."""
+    return {
+        "init_channels": shape_of(parameters, "stem.0.weight", 4)[0],
+        "embed_dim": shape_of(parameters, "pos_embed2", 4)[1],
+        "depths": tuple(count(parameters, rf"stage{i}\.(\d+)\..*") for i in range(4)),
+    }
+
+
+FORMATS = Formats(
+    tables=(
+        Table(
+            source="timm",
+            markers=("stem.1.running_mean", "patch_embed3.proj.weight", "stage3.0.attn.qkv.weight"),
+            norms=r"(.*\.)?norm\d?|stem\.1",
+            hparams=(("gelu", "exact"),),
+            lacks="visformer_.*_v2",
+        ),
+        Table(
+            source="mindcv",
+            markers=("stem.1.moving_mean", "patch_embed3.proj.weight", "stage3.0.attn.qkv.weight"),
+            hparams=(("gelu", "tanh"),),
+            written=False,
+        ),
+    ),
+    stems=("stem.0.weight",),
+    variant=variant_of,
+    positions=(("pos_embed0", 4), ("pos_embed1", 8)),
+)
+register_variants(Visformer, VARIANTS, FORMATS)

@@ -1,17 +1,23 @@
 """Exponential moving average of a network's weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 _average = ops.MultitypeFuncGraph("average")
+_masked_average = ops.MultitypeFuncGraph("masked_average")
 
 
 @_average.register("Tensor", "Tensor", "Tensor")
 def _move_average(decay, shadow, parameter):
     return ops.assign(shadow, shadow * decay + parameter * (1.0 - decay))
+
+
+@_masked_average.register("Tensor", "Tensor", "Tensor", "Tensor")
+def _move_average_or_not(moves, decay, shadow, parameter):
+    return ops.assign(shadow, ops.select(moves, shadow * decay + parameter * (1.0 - decay), shadow))
 
 
 class WeightAverage(nn.Cell):
@@ -32,28 +38,30 @@ class WeightAverage(nn.Cell):
         self.updates = Parameter(Tensor(0.0, ms.float32), name="ema.updates", requires_grad=False)
         self.map = ops.HyperMap()
 
-    def construct(self) -> bool:
-        updates = self.updates + 1.0
+    def construct(self, moves: Tensor | None = None) -> bool:
+        """Account for one update, or where the scalar ``moves`` is False for none, bit for bit."""
+        updates = self.updates + (1.0 if moves is None else ops.cast(moves, ms.float32))
         ops.assign(self.updates, updates)
         decay = (
             self.decay * (1.0 - ops.exp(-updates / self.warmup)) if self.warmup > 0.0 else self.decay + 0.0 * updates
         )
-        self.map(ops.partial(_average, decay), self.shadow, self.online)
+        if moves is None:
+            self.map(ops.partial(_average, decay), self.shadow, self.online)
+        else:
+            self.map(ops.partial(_masked_average, moves, decay), self.shadow, self.online)
         return True
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the network holds the averaged weights; afterwards its own, bit for bit."""
-        self._swap()
+        # On the device, by `value`, which is a copy; and in place, since a compiled step keeps the memory it writes.
+        held = [online.value() for online in self.online]
         try:
+            self._assign(self.shadow)
             yield
         finally:
-            self._swap()
+            self._assign(held)
 
-    def _swap(self) -> None:
-        # In place: after `set_data` the branches of a compiled step (accumulation, overflow check) would go on writing
-        # into the memory that the shadows had before.
-        for online, shadow in zip(self.online, self.shadow):
-            held = Tensor(online.asnumpy().copy())
-            ops.assign(online, Tensor(shadow.asnumpy().copy()))
-            ops.assign(shadow, held)
+    def _assign(self, values: Iterable[Tensor]) -> None:
+        for online, value in zip(self.online, values):
+            ops.assign(online, value)

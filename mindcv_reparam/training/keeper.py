@@ -1,10 +1,12 @@
 """Which checkpoints of a run stay on the disk."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mindcv_reparam.training.metrics import metrics_of
+
 Record = Mapping[str, float | None]
-_ACCURACY = {"online": "top1", "ema": "ema_top1"}  # the record's field
 
 
 class CheckpointKeeper:
@@ -18,10 +20,12 @@ class CheckpointKeeper:
         directory: made when missing.
         prefix: usually the model's name.
         save: writes a checkpoint to a path, whole or not at all; it gets the epoch's record and which weights.
+        delete: a file, after what was saved so far is on the disk.
+        metric: of the record, by which weights are better the more it is.
         keep: number of files the policy keeps.
-        policy: `latest_k`, `top_k` (by accuracy) or None, which keeps all.
+        policy: `latest_k`, `top_k` (by the metric) or None, which keeps all.
         interval: epochs between files.
-        weights: "online" or "ema", whose accuracy says what is best; then the other, if there are two.
+        weights: "online" or "ema", whose metric says what is best; then the other, if there are two.
     """
 
     def __init__(
@@ -29,20 +33,25 @@ class CheckpointKeeper:
         directory: Path,
         prefix: str,
         save: Callable[[Path, Record, str], None],
+        metric: str,
         *,
         keep: int = 10,
         policy: str | None = "latest_k",
         interval: int = 1,
         weights: Sequence[str] = ("online",),
+        delete: Callable[[Path], None] = lambda path: path.unlink(missing_ok=True),
     ) -> None:
         self.directory = directory
         self.prefix = prefix
         self.save = save
+        self.metric = metric
         self.keep = keep
         self.policy = policy
         self.interval = interval
         self.selected, *self.others = weights
+        self.delete = delete
         self.best = float("-inf")
+        self.stale = 0  # validations since the best
         self._kept: dict[int, float] = {}
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -60,16 +69,14 @@ class CheckpointKeeper:
     def recall(self, records: Iterable[Record]) -> None:
         """Take over from an interrupted run: its best score, and those of its files that still exist."""
         for record in records:
-            score = self._score(record)
-            self.best = max(self.best, score)
+            self._improved(record)
             if self.path(int(record["epoch"])).exists():
-                self._kept[int(record["epoch"])] = score
+                self._kept[int(record["epoch"])] = self._score(record)
 
     def epoch_end(self, record: Record) -> None:
         """Save what the epoch deserves; `record` holds `epoch`, counted from 1, and after a validation the metric."""
         epoch, score = int(record["epoch"]), self._score(record)
-        if score > self.best:
-            self.best = score
+        if self._improved(record):
             self._save_all(self.best_path, record)
         if epoch % self.interval == 0:
             self.save(self.path(epoch), record, self.selected)
@@ -85,14 +92,23 @@ class CheckpointKeeper:
         for weights in self.others:
             self.save(path.with_stem(f"{path.stem}_{weights}"), record, weights)
 
+    def _improved(self, record: Record) -> bool:
+        """Whether a record is the best so far; one without a validation says nothing."""
+        score = self._score(record)
+        if score > self.best:
+            self.best, self.stale = score, 0
+            return True
+        self.stale += metrics_of(self.selected, record).get(self.metric) is not None
+        return False
+
     def _score(self, record: Record) -> float:
-        value = record.get(_ACCURACY[self.selected])
-        return float("-inf") if value is None else float(value)
+        value = metrics_of(self.selected, record).get(self.metric)
+        return float("-inf") if value is None or math.isnan(value) else float(value)
 
     def _prune(self) -> None:
         if self.policy is None:
             return
         order = (lambda epoch: (self._kept[epoch], epoch)) if self.policy == "top_k" else (lambda epoch: epoch)
         for epoch in sorted(self._kept, key=order)[: -self.keep]:
-            self.path(epoch).unlink(missing_ok=True)
+            self.delete(self.path(epoch))
             del self._kept[epoch]

@@ -7,19 +7,28 @@ from pathlib import Path
 
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import written_whole
+from mindcv_reparam.tasks.task import Metric
 
-VALIDATED = ("val_loss", "top1", "top5")
-COLUMNS = (
-    "epoch",
-    "step",
-    "train_loss",
-    "lr",
-    *VALIDATED,
-    "img_per_s",
-    "data_wait",
-    "skipped_updates",
-)
-EMA_COLUMNS = tuple(f"ema_{name}" for name in VALIDATED)
+AVERAGED = "ema_"  # before the names of what was measured of the averaged weights
+PART = "train_"  # before the names of the terms of a loss
+TERMS = "terms of the loss"
+
+
+def columns(metrics: Sequence[Metric], averaged: bool = False, parts: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns of a run's file.
+
+    Args:
+        metrics: of its task.
+        averaged: there are averaged weights, which are validated too.
+        parts: names of the terms of its loss, where there are several.
+    """
+    validated = tuple(metric.name for metric in metrics)
+    return (
+        *("epoch", "step", "train_loss"),
+        *(f"{PART}{part}" for part in parts),
+        *("lr", *validated, "img_per_s", "data_wait", "skipped_updates"),
+        *(f"{AVERAGED}{name}" for name in validated if averaged),
+    )
 
 
 class MetricsFile:
@@ -32,7 +41,7 @@ class MetricsFile:
         UserError: the existing file has other columns.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS, first_epoch: int = 1) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], first_epoch: int = 1) -> None:
         self.path = path
         self.columns = list(columns)
         rows = read_metrics(path) if path.exists() else []
@@ -53,9 +62,9 @@ class MetricsFile:
 
 def metrics_of(weights: str, record: Mapping[str, float | None]) -> dict[str, float | None]:
     """What a record tells of the "online" or of the "ema" weights, validated under the same names."""
-    own = {name: value for name, value in record.items() if not name.startswith("ema_")}
+    own = {name: value for name, value in record.items() if not name.startswith(AVERAGED)}
     if weights == "ema":
-        own |= {name.removeprefix("ema_"): record[name] for name in EMA_COLUMNS if name in record}
+        own |= {name.removeprefix(AVERAGED): value for name, value in record.items() if name.startswith(AVERAGED)}
     return own
 
 
@@ -73,32 +82,35 @@ def _number(text: str) -> float:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def plot_curves(runs: Mapping[str, Sequence[Mapping[str, float | None]]], path: Path) -> None:
-    """Draw loss and accuracy over the epochs of one or several runs (name → rows) as a PNG."""
-    import matplotlib
+def plot_curves(
+    runs: Mapping[str, Sequence[Mapping[str, float | None]]], metrics: Sequence[Metric], path: Path
+) -> None:
+    """Draw losses and metrics over the epochs of one or several runs (name → rows) as a PNG, a panel per unit."""
+    from matplotlib.figure import Figure  # not by pyplot, whose figures belong to the main thread
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (losses, accuracies) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    curves = (
-        (losses, "train_loss", "train"),
-        (losses, "val_loss", "validation"),
-        (losses, "ema_val_loss", "validation, EMA"),
-        (accuracies, "top1", "top-1"),
-        (accuracies, "top5", "top-5"),
-        (accuracies, "ema_top1", "top-1, EMA"),
-    )
-    for run, rows in runs.items():
-        for axes, column, label in curves:
-            points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
-            if points:
-                axes.plot(*zip(*points), label=f"{run} {label}".strip(), marker="." if len(points) < 20 else None)
-    for axes, title in ((losses, "loss"), (accuracies, "accuracy (%)")):
+    panels = {"loss": [("train_loss", "train")]}
+    parts = dict.fromkeys(name for rows in runs.values() for row in rows for name in row if name.startswith(PART))
+    parts.pop("train_loss", None)
+    for metric in metrics:
+        curves = panels.setdefault(metric.panel, [])
+        curves.append((metric.name, metric.legend))
+        if metric == next(first for first in metrics if first.panel == metric.panel):
+            curves.append((f"{AVERAGED}{metric.name}", f"{metric.legend}, EMA"))
+    if parts:
+        panels[TERMS] = [(part, part.removeprefix(PART)) for part in parts]
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)
+    for axes, (title, curves) in zip(all_axes[0], panels.items()):
+        for run, rows in runs.items():
+            for column, legend in curves:
+                points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
+                if points:
+                    axes.plot(*zip(*points), label=f"{run} {legend}".strip(), marker="." if len(points) < 20 else None)
         axes.set(xlabel="epoch", ylabel=title)
         axes.grid(alpha=0.3)
+        if title == TERMS:
+            axes.set_yscale("log")  # they lie far apart
         if axes.lines:
-            axes.legend()
+            axes.legend(**({"fontsize": "xx-small", "ncols": 2} if len(axes.lines) > 8 else {}))
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)

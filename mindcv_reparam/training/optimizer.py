@@ -13,14 +13,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from mindcv_reparam.checkpoint import classifier_prefixes
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.features import in_backbone
 
 _momentum_update = ops.MultitypeFuncGraph("momentum_update")
+_masked_momentum_update = ops.MultitypeFuncGraph("masked_momentum_update")
 _adamw_update = ops.MultitypeFuncGraph("adamw_update")
 _adam_update = ops.MultitypeFuncGraph("adam_update")
 _lamb_update = ops.MultitypeFuncGraph("lamb_update")
+_masked_lamb_update = ops.MultitypeFuncGraph("masked_lamb_update")
+_zero_unless = ops.MultitypeFuncGraph("zero_unless")
 _fused_adam = ops.AdamWeightDecay()
-_BLOCK = re.compile(r"stages?\.?\d+\.(blocks\.)?\d+\.")  # as the families of the zoo name them
+BLOCKS = r"stages?\.?\d+\.(blocks\.)?\d+\."  # stages of blocks, in most names
 
 
 def _times(rate, factor):
@@ -28,14 +33,33 @@ def _times(rate, factor):
     return rate if factor == 1.0 else rate * factor
 
 
-@_momentum_update.register("Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float")
-def _update_momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor):
+@_zero_unless.register("Tensor", "Tensor")
+def _select_or_zero(finite, gradient):
+    return ops.select(finite, gradient, ops.zeros_like(gradient))
+
+
+def _momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor):
+    """The next velocity and the next parameter."""
     if weight_decay > 0.0:
         gradient = gradient + weight_decay * parameter
     next_velocity = momentum * velocity + gradient
     direction = gradient + momentum * next_velocity if nesterov else next_velocity
+    return next_velocity, parameter - _times(lr, lr_factor) * direction
+
+
+@_momentum_update.register("Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float")
+def _update_momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor):
+    next_velocity, moved = _momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor)
     done = ops.assign(velocity, next_velocity)
-    return ops.assign(parameter, ops.depend(parameter - _times(lr, lr_factor) * direction, done))
+    return ops.assign(parameter, ops.depend(moved, done))
+
+
+@_masked_momentum_update.register("Tensor", "Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float")
+def _update_momentum_or_not(finite, nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor):
+    next_velocity, moved = _momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor)
+    moved = ops.select(finite, moved, parameter)
+    done = ops.assign(velocity, ops.select(finite, next_velocity, velocity))
+    return ops.assign(parameter, ops.depend(moved, done))
 
 
 @_adamw_update.register(
@@ -53,11 +77,8 @@ def _update_adam(beta1, beta2, step_size, eps, parameter, m, v, gradient, weight
     return _fused_adam(parameter, m, v, _times(step_size, lr_factor), beta1, beta2, eps, 0.0, gradient)
 
 
-@_lamb_update.register(
-    *("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"),
-    *("Float", "Float"),
-)
-def _update_lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor):
+def _lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor):
+    """The next moments and the next parameter."""
     next_m = beta1 * m + (1.0 - beta1) * gradient
     next_v = beta2 * v + (1.0 - beta2) * gradient * gradient
     update = (next_m / correction1) / (ops.sqrt(next_v / correction2) + eps)
@@ -67,15 +88,42 @@ def _update_lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, 
     update_norm = ops.sqrt((update * update).sum())
     both = ops.logical_and(weight_norm > 0.0, update_norm > 0.0)
     trust = ops.select(both, weight_norm / ops.maximum(update_norm, 1e-30), ops.ones_like(weight_norm))
-    next_parameter = parameter - _times(lr, lr_factor) * trust * update
+    return next_m, next_v, parameter - _times(lr, lr_factor) * trust * update
+
+
+@_lamb_update.register(
+    *("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"),
+    *("Float", "Float"),
+)
+def _update_lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor):
+    next_m, next_v, moved = _lamb(
+        beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor
+    )
     done = ops.assign(m, next_m), ops.assign(v, next_v)
-    return ops.assign(parameter, ops.depend(next_parameter, done))
+    return ops.assign(parameter, ops.depend(moved, done))
+
+
+@_masked_lamb_update.register(
+    *("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"),
+    *("Float", "Float"),
+)
+def _update_lamb_or_not(
+    finite, beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor
+):
+    next_m, next_v, moved = _lamb(
+        beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor
+    )
+    moved = ops.select(finite, moved, parameter)
+    done = ops.assign(m, ops.select(finite, next_m, m)), ops.assign(v, ops.select(finite, next_v, v))
+    return ops.assign(parameter, ops.depend(moved, done))
 
 
 class Optimizer(nn.Cell):
     """Base: the parameters in the network's order and, for each, its weight decay and the factor on its learning rate.
 
-    `construct(lr, gradients)` updates in place; `lr` is a float32 scalar Tensor, `gradients` follow `parameters`.
+    `construct(lr, gradients, finite)` updates in place; `lr` is a float32 scalar Tensor, `gradients` follow
+    `parameters`. Where the scalar `finite` is not None and False, no bit changes but the sign of a zero; which of both
+    is never the host's to know, so that it waits for nothing.
     """
 
     def __init__(
@@ -107,15 +155,12 @@ class Momentum(Optimizer):
         self.velocity = self.parameters.clone(prefix="velocity", init="zeros")
         self.nesterov = nesterov
 
-    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...]) -> bool:
-        self.map(
-            ops.partial(_momentum_update, self.nesterov, self.momentum, lr),
-            self.parameters,
-            self.velocity,
-            gradients,
-            self.weight_decays,
-            self.lr_factors,
-        )
+    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None = None) -> bool:
+        of_parameters = (self.parameters, self.velocity, gradients, self.weight_decays, self.lr_factors)
+        if finite is None:
+            self.map(ops.partial(_momentum_update, self.nesterov, self.momentum, lr), *of_parameters)
+        else:
+            self.map(ops.partial(_masked_momentum_update, finite, self.nesterov, self.momentum, lr), *of_parameters)
         return True
 
 
@@ -141,11 +186,25 @@ class _Adaptive(Optimizer):
         self.moment2 = self.parameters.clone(prefix="moment2", init="zeros")
         self.updates = Parameter(Tensor(0.0, ms.float32), name="optimizer.updates", requires_grad=False)
 
-    def bias_corrections(self) -> tuple[Tensor, Tensor]:
+    def bias_corrections(self, finite: Tensor | None) -> tuple[Tensor, Tensor]:
         """Count the update; 1 − β₁ᵗ and 1 − β₂ᵗ by expm1, since 1 − 0.999ᵗ loses four digits in float32."""
         updates = self.updates + 1.0
-        ops.assign(self.updates, updates)
+        ops.assign(self.updates, updates if finite is None else self.updates + ops.cast(finite, ms.float32))
         return -ops.expm1(updates * self.log_beta1), -ops.expm1(updates * self.log_beta2)
+
+    def masked(
+        self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Rate, β₁, β₂ and gradients with which the fused kernel changes nothing where `finite` is False."""
+        if finite is None:
+            return lr, self.beta1, self.beta2, gradients
+        one = ops.ones_like(lr)
+        return (
+            ops.select(finite, lr, ops.zeros_like(lr)),
+            ops.select(finite, self.beta1, one),
+            ops.select(finite, self.beta2, one),
+            self.map(ops.partial(_zero_unless, finite), gradients),
+        )
 
 
 class AdamW(_Adaptive):
@@ -155,14 +214,15 @@ class AdamW(_Adaptive):
     `s = lr·√(1−β₂ᵗ)/(1−β₁ᵗ)`, `ε′ = ε·√(1−β₂ᵗ)` and `λ′ = λ·lr/s` that is AdamW exactly.
     """
 
-    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...]) -> bool:
-        correction1, correction2 = self.bias_corrections()
+    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None = None) -> bool:
+        correction1, correction2 = self.bias_corrections(finite)
         root2 = ops.sqrt(correction2)
+        lr, beta1, beta2, gradients = self.masked(lr, gradients, finite)
         self.map(
             ops.partial(
                 _adamw_update,
-                self.beta1,
-                self.beta2,
+                beta1,
+                beta2,
                 lr * root2 / correction1,
                 self.eps * root2,
                 correction1 / root2,
@@ -180,11 +240,12 @@ class AdamW(_Adaptive):
 class Adam(_Adaptive):
     """Adam with bias correction; weight decay is added to the gradient (PyTorch's `Adam`). The kernel is `AdamW`'s."""
 
-    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...]) -> bool:
-        correction1, correction2 = self.bias_corrections()
+    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None = None) -> bool:
+        correction1, correction2 = self.bias_corrections(finite)
         root2 = ops.sqrt(correction2)
+        lr, beta1, beta2, gradients = self.masked(lr, gradients, finite)
         self.map(
-            ops.partial(_adam_update, self.beta1, self.beta2, lr * root2 / correction1, self.eps * root2),
+            ops.partial(_adam_update, beta1, beta2, lr * root2 / correction1, self.eps * root2),
             self.parameters,
             self.moment1,
             self.moment2,
@@ -198,17 +259,15 @@ class Adam(_Adaptive):
 class Lamb(_Adaptive):
     """LAMB, algorithm 2 of arXiv 1904.00962 with φ the identity: AdamW's update rescaled to the norm of its tensor."""
 
-    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...]) -> bool:
-        correction1, correction2 = self.bias_corrections()
-        self.map(
-            ops.partial(_lamb_update, self.beta1, self.beta2, correction1, correction2, lr, self.eps),
-            self.parameters,
-            self.moment1,
-            self.moment2,
-            gradients,
-            self.weight_decays,
-            self.lr_factors,
-        )
+    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None = None) -> bool:
+        correction1, correction2 = self.bias_corrections(finite)
+        of_parameters = (self.parameters, self.moment1, self.moment2, gradients, self.weight_decays, self.lr_factors)
+        beta1, beta2, eps = self.beta1, self.beta2, self.eps
+        if finite is None:
+            self.map(ops.partial(_lamb_update, beta1, beta2, correction1, correction2, lr, eps), *of_parameters)
+        else:
+            update = ops.partial(_masked_lamb_update, finite, beta1, beta2, correction1, correction2, lr, eps)
+            self.map(update, *of_parameters)
         return True
 
 
@@ -225,15 +284,33 @@ def create_optimizer(
     nesterov: bool = False,
     eps: float = 1e-8,
     layer_decay: float | None = None,
+    blocks: str = BLOCKS,
+    backbone_lr_factor: float = 1.0,
+    head_lr_factor: float = 1.0,
 ) -> Optimizer:
-    """The optimizer of that name over the network's trainable parameters; see `layer_factors` for `layer_decay`.
+    """The optimizer of that name over the network's trainable parameters.
 
     `sgd` and `momentum` are one algorithm here, as their MindSpore namesakes are without dampening.
+
+    Args:
+        layer_decay: see `layer_factors`, as for `blocks`.
+        backbone_lr_factor: on the learning rate of what the network calls `backbone`.
+        head_lr_factor: on that of what has an entry per class.
+
+    Raises:
+        UserError: no optimizer or filter has that name, or the network has no blocks or no backbone for its factors.
     """
     parameters = network.trainable_params()
     decays = weight_decays(network, weight_decay, weight_decay_filter)
     names = [parameter.name for parameter in parameters]
-    factors = [1.0] * len(names) if layer_decay is None else layer_factors(names, layer_decay)
+    factors = [1.0] * len(names) if layer_decay is None else layer_factors(names, layer_decay, blocks)
+    if backbone_lr_factor != 1.0:
+        if not any(map(in_backbone, names)):
+            raise UserError("backbone_lr_factor is for a detector's backbone, and this model has none: leave it out")
+        factors = [f * backbone_lr_factor if in_backbone(name) else f for name, f in zip(names, factors)]
+    if head_lr_factor != 1.0:
+        heads = classifier_prefixes(network)
+        factors = [f * head_lr_factor if name.startswith(heads) else f for name, f in zip(names, factors)]
     if opt in ("sgd", "momentum"):
         return Momentum(parameters, decays, factors, momentum=momentum, nesterov=nesterov)
     adaptive = {"adam": Adam, "adamw": AdamW, "lamb": Lamb}
@@ -242,25 +319,26 @@ def create_optimizer(
     return adaptive[opt](parameters, decays, factors, eps=eps)
 
 
-def layer_factors(names: Sequence[str], layer_decay: float) -> list[float]:
+def layer_factors(names: Sequence[str], layer_decay: float, blocks: str = BLOCKS) -> list[float]:
     """Factors on the learning rate, `layer_decay` to the power of a layer's distance from the head (arXiv 2106.08254).
 
     As in timm every block is a layer, the stem is the first and what follows the blocks the last, with factor 1. A
-    downsampling goes with the block that it leads to. `names` are in the order of the network.
+    downsampling goes with the block that it leads to. `names` are in the order of the
+    network; the expression `blocks` matches what the names of a block's parameters begin with.
 
     Raises:
         UserError: no name is that of a block.
     """
-    blocks: list[str] = []
+    found: list[str] = []
     layers = []
     for name in names:
-        match = _BLOCK.match(name)
-        if match and match[0] not in blocks:
-            blocks.append(match[0])
-        layers.append(len(blocks) if match or not blocks else len(blocks) + 1)
-    if not blocks:
+        match = re.match(blocks, name) if blocks else None
+        if match and match[0] not in found:
+            found.append(match[0])
+        layers.append(len(found) if match or not found else len(found) + 1)
+    if not found:
         raise UserError("layer_decay finds no blocks in this model's parameters: leave it out")
-    return [layer_decay ** (len(blocks) + 1 - layer) for layer in layers]
+    return [layer_decay ** (len(found) + 1 - layer) for layer in layers]
 
 
 def weight_decays(network: nn.Cell, weight_decay: float, weight_decay_filter: str) -> list[float]:
@@ -270,17 +348,20 @@ def weight_decays(network: nn.Cell, weight_decay: float, weight_decay_filter: st
     - `auto`: all but parameters with `beta` or `gamma` in the name (MindSpore's own rule for ungrouped parameters).
     - `norm_and_bias`: as `auto`, and no `bias` either.
     - `1d`: tensors of two or more dimensions decay (timm's rule).
-
-    Except for `disable` and `auto`, the names that an optional `network.no_weight_decay()` returns do not decay.
+    - `by_name`: as in RT-DETR's recipes: all but what has `norm` in its name and, outside of the backbone, the
+      biases. A normalisation that is not called so keeps its decay.
     """
-    listed = frozenset(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else frozenset()
     rules = {
         "disable": lambda parameter: True,
         "auto": lambda parameter: not _has_word(parameter.name, ("beta", "gamma")),
-        "norm_and_bias": lambda parameter: (
-            parameter.name not in listed and not _has_word(parameter.name, ("beta", "gamma", "bias"))
+        "norm_and_bias": lambda parameter: not _has_word(parameter.name, ("beta", "gamma", "bias")),
+        "1d": lambda parameter: parameter.ndim > 1,
+        "by_name": lambda parameter: (
+            not (
+                "norm" in parameter.name
+                or (_has_word(parameter.name, ("beta", "bias")) and not in_backbone(parameter.name))
+            )
         ),
-        "1d": lambda parameter: parameter.name not in listed and parameter.ndim > 1,
     }
     if weight_decay_filter not in rules:
         raise UserError(f"unknown weight_decay_filter {weight_decay_filter!r}; choose one of {', '.join(rules)}")

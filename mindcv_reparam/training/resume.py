@@ -11,30 +11,49 @@ import dataclasses
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 from mindspore import Parameter, Tensor
+from pydantic import Field, TypeAdapter, ValidationError
 
+from mindcv_reparam.archives import Archive, ArrayHeader, DamagedArrays, open_arrays
 from mindcv_reparam.config import SETTINGS, Config
+from mindcv_reparam.distributed import Ranks
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import written_whole
-
-from .evaluate import Ranks
+from mindcv_reparam.kinds import kind_of, mistaken
+from mindcv_reparam.training.writer import THREADS, copies_of
+from mindcv_reparam.untrusted import explain
 
 # What may differ between the parts of a run: it changes neither the weights nor what the metrics file says.
 FREE = frozenset(
     {
-        *("resume", "allow_config_change", "ckpt_path", "distribute", "log_interval", "tensorboard"),
+        *(
+            "resume",
+            "allow_config_change",
+            "ckpt_path",
+            "backbone_ckpt",
+            "distribute",
+            "log_interval",
+            "tensorboard",
+            "profile",
+            "stall_timeout",
+        ),
         *("data_dir", "num_parallel_workers", "dataset_sink_mode"),
         *("ckpt_save_dir", "ckpt_save_interval", "ckpt_save_policy", "keep_checkpoint_max"),
     }
 )
 _RUN, _SHARED, _STACKED = "run", "all/", "each/"
 _SHOWN = 4  # names per list in a message
+_LONGEST = 1 << 26  # bytes of the entry `run`
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
@@ -45,19 +64,25 @@ class Progress:
     ends in between repeats them.
     """
 
-    epoch: int = 0
-    step: int = 0
+    epoch: _Count = 0
+    step: _Count = 0
     losses: tuple[float, ...] = ()  # of every step of the epoch, mean over ranks
     measured: tuple[float, float, float] = (0.0, 0.0, 0.0)  # images of this rank, seconds, seconds waited for data
-    skipped_in_a_row: int = 0
+    skipped_in_a_row: _Count = 0
+    parts: tuple[tuple[float, ...], ...] = ()  # the terms of each of the losses, where they have several
 
 
-class GatheringRanks(Ranks, Protocol):
-    """What a state needs of `mindcv_reparam.distributed.Distributed`."""
+@dataclass(frozen=True)
+class Run:
+    """What the entry `run` of a state says."""
 
-    def gather(self, words: np.ndarray) -> np.ndarray: ...
+    progress: Progress
+    config: dict[str, Any]
+    ranks: _Count
+    steps_per_epoch: _Count
 
-    def barrier(self) -> None: ...
+
+_SCHEMA = TypeAdapter(Run)
 
 
 class TrainingState:
@@ -75,7 +100,7 @@ class TrainingState:
         self,
         path: Path,
         parameters: Mapping[str, Parameter],
-        ranks: GatheringRanks,
+        ranks: Ranks,
         config: Config,
         steps_per_epoch: int,
     ) -> None:
@@ -84,30 +109,41 @@ class TrainingState:
         self.ranks = ranks
         self.config = config
         self.steps_per_epoch = steps_per_epoch
+        self._spare: dict[str, np.ndarray] = {}
 
     def save(self, progress: Progress) -> None:
-        """Write the file, whole or not at all. Collective; rank 0 writes.
+        """Write the file. Collective; rank 0 writes. Raises what `prepared` says."""
+        self.prepared(progress)()
+        self.ranks.barrier()
 
-        Raises:
+    def prepared(self, progress: Progress) -> Callable[[], None]:
+        """What, called once on any thread, writes everything as it is now from a copy, whole or not at all.
+
+        Collective; of the ranks, 0 writes.
+
+        Raises when called:
             UserError: the file system refuses, or something has become infinite or NaN: the last good file stays. The
                 loss does not always tell, since some kernels' ReLU turns NaN into 0.
         """
         values = {name: parameter.asnumpy() for name, parameter in self.parameters.items()}
-        self._check_finite(values, progress)
         stacked = {name: self._gather(values.pop(name)) for name in self._differing(values)}
-        if self.ranks.is_main:
-            run = {
-                "progress": dataclasses.asdict(progress),
-                "config": _settings(self.config),
-                "ranks": self.ranks.size,
-                "steps_per_epoch": self.steps_per_epoch,
-            }
-            entries = {_RUN: np.array(json.dumps(run))}
+        if not self.ranks.is_main:
+            return lambda: None
+        spare, self._spare = self._spare, {}  # of the state before, unless that is still being written
+        copies = copies_of(values, spare)
+        return lambda: self._save(progress, copies, stacked)
+
+    def _save(self, progress: Progress, values: dict[str, np.ndarray], stacked: dict[str, np.ndarray]) -> None:
+        try:
+            self._check_finite(values | stacked, progress)
+            run = Run(progress, _settings(self.config), self.ranks.size, self.steps_per_epoch)
+            entries = {_RUN: np.array(json.dumps(dataclasses.asdict(run)))}
             entries |= {_SHARED + name: value for name, value in values.items()}
             entries |= {_STACKED + name: value for name, value in stacked.items()}
             with written_whole(self.path) as temporary:
                 _write(temporary, entries)
-        self.ranks.barrier()
+        finally:
+            self._spare = values
 
     def last_good(self) -> str:
         """For messages."""
@@ -119,54 +155,65 @@ class TrainingState:
         Raises:
             UserError: the file cannot be read, or is of a run with other settings, ranks or parameters.
         """
-        with _opened(path) as entries:
-            run = json.loads(str(entries[_RUN]))
+        with _opened(path) as archive:
+            run = _read_run(path, archive)
             self._check(path, run)
-            values = {name.removeprefix(_SHARED): entries[name] for name in entries.files if name.startswith(_SHARED)}
-            for name in entries.files:
-                if name.startswith(_STACKED):
-                    values[name.removeprefix(_STACKED)] = entries[name][self.ranks.rank]
-        missing = [name for name in self.parameters if name not in values]
-        unexpected = [name for name in values if name not in self.parameters]
-        other = [
-            name
-            for name, parameter in self.parameters.items()
-            if name in values and (values[name].shape, values[name].dtype) != _kind(parameter)
-        ]
-        if missing or unexpected or other:
-            complaints = (("it lacks", missing), ("unknown here:", unexpected), ("of another shape or type:", other))
-            listed = "; ".join(f"{title} {_listed(names)}" for title, names in complaints if names)
-            raise UserError(f"{path} does not fit this run: {listed}")
+            self._check_arrays(path, archive.headers)
+            values = {}
+            for entry in archive.headers:
+                if entry.startswith(_SHARED):
+                    values[entry.removeprefix(_SHARED)] = archive.read(entry)
+                elif entry.startswith(_STACKED):
+                    values[entry.removeprefix(_STACKED)] = archive.read(entry)[self.ranks.rank]
         for name, parameter in self.parameters.items():
             parameter.set_data(Tensor(values[name]))
-        progress = run["progress"]
-        return Progress(**progress | {name: tuple(progress[name]) for name in ("losses", "measured")})
+        return run.progress
 
-    def _check(self, path: Path, run: Mapping[str, Any]) -> None:
-        if run["ranks"] != self.ranks.size:
+    def _check_arrays(self, path: Path, headers: Mapping[str, ArrayHeader]) -> None:
+        """Compare names, shapes and types before any data are read."""
+        names = {entry: entry.removeprefix(_SHARED).removeprefix(_STACKED) for entry in headers if entry != _RUN}
+        held = set(names.values())
+        missing = [name for name in self.parameters if name not in held]
+        unexpected = [name for entry, name in names.items() if name not in self.parameters or name == entry]
+        other = [
+            name
+            for entry, name in names.items()
+            if name in self.parameters and not self._fits(name, headers[entry], stacked=entry.startswith(_STACKED))
+        ]
+        twice = sorted(name for name in held if f"{_SHARED}{name}" in headers and f"{_STACKED}{name}" in headers)
+        titles = ("it lacks", "unknown here:", "of another shape or type:", "there twice:")
+        complaints = dict(zip(titles, (missing, unexpected, other, twice)))
+        if any(complaints.values()):
+            listed = "; ".join(f"{title} {_listed(names)}" for title, names in complaints.items() if names)
+            raise UserError(f"{path} does not fit this run: {listed}")
+
+    def _fits(self, name: str, header: ArrayHeader, stacked: bool) -> bool:
+        shape, dtype = _kind(self.parameters[name])
+        return (header.shape, header.dtype) == ((self.ranks.size, *shape) if stacked else shape, dtype)
+
+    def _check(self, path: Path, run: Run) -> None:
+        if run.ranks != self.ranks.size:
             raise UserError(
-                f"{path} is of a run on {run['ranks']} ranks, here are {self.ranks.size}: start as many, or "
+                f"{path} is of a run on {run.ranks} ranks, here are {self.ranks.size}: start as many, or "
                 "start a new run from its weights by ckpt_path"
             )
-        changed = changed_settings(run["config"], _settings(self.config))
+        changed = changed_settings(run.config, _settings(self.config))
         if changed and not self.config.allow_config_change:
             raise UserError(
                 f"{path} is of a run with {'; '.join(changed)}: resume with the settings it had, or add "
                 "--allow_config_change True"
             )
-        if run["steps_per_epoch"] != self.steps_per_epoch and 0 < run["progress"]["step"] < run["steps_per_epoch"]:
+        if run.steps_per_epoch != self.steps_per_epoch and 0 < run.progress.step < run.steps_per_epoch:
             raise UserError(
-                f"{path} was written in the middle of an epoch of {run['steps_per_epoch']} steps, which now has "
+                f"{path} was written in the middle of an epoch of {run.steps_per_epoch} steps, which now has "
                 f"{self.steps_per_epoch}: resume with the data and batch size it had"
             )
 
     def _check_finite(self, values: Mapping[str, np.ndarray], progress: Progress) -> None:
-        names = list(values)
-        first = next((index for index, name in enumerate(names) if not np.isfinite(values[name]).all()), -1)
-        found = self.ranks.gather(np.array([first], np.int32)).max()
-        if found >= 0:
+        broken = next((name for name, value in values.items() if not np.isfinite(value).all()), None)
+        if broken is not None:
             raise UserError(
-                f"{names[found]} is not finite after epoch {progress.epoch + 1}, step {progress.step} "
+                f"{broken} is not finite after epoch {progress.epoch + 1}, step {progress.step} "
                 f"of {self.steps_per_epoch}; {self.last_good()}; lower lr, clip the gradient (clip_grad) or use "
                 "amp_level O0"
             )
@@ -180,27 +227,34 @@ class TrainingState:
         """Names of the values that are not the same bits on all ranks."""
         if self.ranks.size == 1:
             return []
-        digests = [hashlib.blake2b(np.ascontiguousarray(v).tobytes(), digest_size=16).digest() for v in values.values()]
+        with ThreadPoolExecutor(THREADS) as pool:
+            digests = list(pool.map(_digest, values.values()))
         gathered = self.ranks.gather(np.frombuffer(b"".join(digests), np.int32)).reshape(self.ranks.size, -1, 4)
         differs = (gathered != gathered[0]).any(axis=(0, 2))
         return [name for name, different in zip(values, differs) if different]
+
+
+def _digest(value: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(value), digest_size=16).digest()
 
 
 def resume_path(resume: str, folder: Path, model: str, ranks: Ranks) -> Path | None:
     """The file that the setting `resume` asks for: "auto" is the one in `folder`, if there is one. Collective.
 
     Raises:
-        UserError: a path was given and nothing is there, or not every rank sees the file.
+        UserError: a path was given and nothing or another kind of file is there, or not every rank sees it.
     """
     if not resume:
         return None
     path = folder if resume == "auto" else Path(resume)
-    path = path if path.suffix == ".npz" else state_path(path, model)
+    path = path if path.suffix == ".npz" or path.is_file() else state_path(path, model)
     found = int(ranks.sum([path.is_file()])[0])
     if 0 < found < ranks.size:
         raise UserError(f"{found} of {ranks.size} ranks see {path}: put ckpt_save_dir on storage that all hosts share")
     if not found and resume != "auto":
         raise UserError(f"nothing to resume at {path}: give --resume auto, a file *_resume.npz or the folder of one")
+    if kind_of(path) not in ("resume", "npz", "empty", None):
+        raise UserError(mistaken(path, "whole file to resume from"))
     return path if found else None
 
 
@@ -215,7 +269,7 @@ def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
         if name not in FREE and "T" in item.metadata["scripts"]:
             before, now = saved.get(name, _plain(item.default)), current[name]
             if before != now:
-                changed.append(f"{name} {before} instead of {now}")
+                changed.append(f"{name} {before!s:.80} instead of {now}")
     return changed
 
 
@@ -237,14 +291,26 @@ def _write(path: Path, entries: Mapping[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+def _opened(path: Path) -> Iterator[Archive]:
     try:
-        with np.load(path, allow_pickle=False) as entries:
-            yield entries
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with open_arrays(path) as archive:
+            yield archive
+    except DamagedArrays as error:
         raise UserError(
-            f"{path} is no whole file to resume from: it is truncated, damaged or of another kind"
+            f"{path} is no whole file to resume from: it is truncated, damaged or of another kind ({error}); resume "
+            "from an earlier one, or start from a checkpoint by ckpt_path"
         ) from None
+
+
+def _read_run(path: Path, archive: Archive) -> Run:
+    header = archive.headers.get(_RUN)
+    if header is None or header.shape or header.dtype.kind != "U" or header.size > _LONGEST:
+        raise DamagedArrays("it does not say which run it is of")
+    try:
+        return _SCHEMA.validate_json(str(archive.read(_RUN)), strict=True)  # losses may be NaN, as Python's JSON has it
+    except (ValidationError, ValueError) as error:
+        reason = explain(error) if isinstance(error, ValidationError) else "a text that is none"
+        raise DamagedArrays(f"what it says of its run: {reason}") from None
 
 
 def _kind(parameter: Parameter) -> tuple[tuple[int, ...], np.dtype]:
@@ -254,4 +320,4 @@ def _kind(parameter: Parameter) -> tuple[tuple[int, ...], np.dtype]:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    return f"{', '.join(name[:80] for name in names[:_SHOWN])}{more}"

@@ -50,10 +50,12 @@ def learning_rates(
         epoch = np.floor(epoch)
     start = warmup_epochs if warmup_prefix else 0
     decayed = _decay(scheduler, lr, epoch - start, min_lr, decay_epochs, decay_rate, milestones)
-    if warmup_epochs == 0:
-        return decayed
-    warmup = lr * (warmup_factor + (1.0 - warmup_factor) * epoch / warmup_epochs)
-    return np.where(epoch < warmup_epochs, warmup, decayed)
+    rates = decayed
+    if warmup_epochs:
+        warmup = lr * (warmup_factor + (1.0 - warmup_factor) * epoch / warmup_epochs)
+        rates = np.where(epoch < warmup_epochs, warmup, decayed)
+    _check_rates(rates.reshape(epochs, steps_per_epoch), warmup_epochs)
+    return rates
 
 
 def scaled_rates(lr: float, min_lr: float, batch: int, base_batch: int) -> tuple[float, float]:
@@ -65,6 +67,38 @@ def scaled_rates(lr: float, min_lr: float, batch: int, base_batch: int) -> tuple
     lr, min_lr = lr * factor, min_lr * factor
     log.info("lr_scale linear: %d images per update instead of %d: lr %g, min_lr %g", batch, base_batch, lr, min_lr)
     return lr, min_lr
+
+
+def _check_rates(rates: np.ndarray, warmup_epochs: int) -> None:
+    """Name the epochs in which nothing is learnt; `rates` is (epochs, steps per epoch).
+
+    Raises:
+        UserError: that is all of them.
+    """
+    idle = np.flatnonzero(rates.max(axis=1) <= 0.0)
+    remedies = []
+    if np.any(idle < warmup_epochs):
+        remedies.append("set warmup_factor above 0 or lr_epoch_stair to False")
+    if np.any(idle >= warmup_epochs):
+        remedies.append("set min_lr or decay_rate above 0, or a smaller epoch_size")
+    if len(idle):
+        line = f"the learning rate is 0 in {_numbers(idle + 1)} of {len(rates)}: {', and '.join(remedies)}"
+        if len(idle) == len(rates):
+            raise UserError(line)
+        log.warning("%s", line)
+    elif warmup_epochs >= len(rates):
+        log.warning(
+            "the warm-up takes all epochs, so the learning rate never reaches lr: warmup_epochs is %d, epoch_size %d",
+            warmup_epochs,
+            len(rates),
+        )
+
+
+def _numbers(epochs: np.ndarray) -> str:
+    """ "epoch 3", "epochs 1, 5 to 9" """
+    runs = np.split(epochs, np.flatnonzero(np.diff(epochs) > 1) + 1)
+    spans = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return f"epoch{'s' if len(epochs) > 1 else ''} {', '.join(spans)}"
 
 
 def _decay(

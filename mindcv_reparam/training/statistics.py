@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from mindcv_reparam import tree
+from mindcv_reparam.distributed import Ranks
 from mindcv_reparam.errors import UserError
-
-from .evaluate import Ranks
 
 _LEAVES = ("moving_mean", "moving_variance")
 
@@ -28,10 +28,10 @@ def average_statistics(parameters: Iterable[Parameter], ranks: Ranks) -> None:
         ops.assign(parameter, Tensor(mean.reshape(parameter.shape)))  # in place, see WeightAverage
 
 
-def synchronize(network: nn.Cell, device_target: str) -> None:
+def synchronize(network: nn.Cell, device_target: str) -> nn.Cell:
     """Have every batch normalisation of `network` use the batches of all ranks, in place and under the same names.
 
-    Not run on Ascend here.
+    Returns the network. Not run on Ascend here.
 
     Raises:
         UserError: the device has no such operator.
@@ -41,10 +41,18 @@ def synchronize(network: nn.Cell, device_target: str) -> None:
             f"sync_bn needs Ascend: on a {device_target} every rank normalises its own batch, and the statistics "
             "are averaged before validation and saving; leave sync_bn out"
         )
-    for _, cell in list(network.cells_and_names()):
-        for name, child in cell.name_cells().items():
-            if isinstance(child, nn.BatchNorm2d):
-                synchronous = nn.SyncBatchNorm(child.num_features, eps=child.eps, momentum=1.0 - child.momentum)
-                setattr(cell, name, synchronous)  # which prefixes its parameters' names once more
-                for leaf in ("moving_mean", "moving_variance", "gamma", "beta"):
-                    setattr(synchronous, leaf, getattr(child, leaf))
+    return tree.replace(network, _synchronous)
+
+
+def _synchronous(norm: nn.Cell) -> nn.Cell | None:
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        return None
+    new = nn.SyncBatchNorm(
+        norm.num_features,
+        eps=norm.eps,
+        momentum=1.0 - norm.momentum,
+        use_batch_statistics=norm.use_batch_statistics,  # False where the norm is frozen
+    )
+    for leaf in (*_LEAVES, "gamma", "beta"):
+        setattr(new, leaf, getattr(norm, leaf))
+    return new

@@ -1,20 +1,18 @@
 """One training step as one compiled graph."""
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, amp, nn, ops
 
 from mindcv_reparam.errors import UserError
-
-from .distillation import Distillation
-from .ema import WeightAverage
-from .imitation import Imitation
-from .loss_scale import LossScale
-from .objective import Objective
-from .optimizer import Optimizer
+from mindcv_reparam.tasks.objective import Objective
+from mindcv_reparam.training.ema import WeightAverage
+from mindcv_reparam.training.loss_scale import LossScale
+from mindcv_reparam.training.optimizer import Optimizer
+from mindcv_reparam.training.reduction import create_reducer
 
 _accumulate = ops.MultitypeFuncGraph("accumulate")
 _clear = ops.MultitypeFuncGraph("clear")
+_square_sum = ops.MultitypeFuncGraph("square_sum")
 
 
 @_accumulate.register("Tensor", "Tensor")
@@ -27,49 +25,87 @@ def _set_to_zero(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
+@_square_sum.register("Tensor")
+def _square_sum_of(gradient):
+    """Not by L2Loss, whose running sum on a CPU loses 2e-3 of two million squares."""
+    return ops.square(gradient).sum()
+
+
 class ScaledForward(nn.Cell):
-    """images, labels, scale → (loss · scale, loss)"""
+    """inputs, targets, scale → (loss · scale, loss, its parts)"""
 
     def __init__(self, objective: Objective, scaled: bool) -> None:
         super().__init__(auto_prefix=False)
         self.objective = objective
         self.scaled = scaled
 
-    def construct(self, images: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.objective(images, labels)
-        return (loss * scale if self.scaled else loss), loss
+    def construct(
+        self, inputs: Tensor, targets: Tensor | tuple[Tensor, ...], scale: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        parts = self.objective(inputs, targets)
+        loss = parts[0]
+        for part in parts[1:]:
+            loss = loss + part
+        return (loss * scale if self.scaled else loss), loss, parts
+
+
+class AccumulatedUpdate(nn.Cell):
+    """The second graph of a step that accumulates: the update by the sums of `TrainStep.totals`, which are cleared.
+
+    Args:
+        step: held in a tuple, since this is a part of it.
+    """
+
+    def __init__(self, step: "TrainStep") -> None:
+        super().__init__(auto_prefix=False)
+        self.steps = (step,)
+        self.map = ops.HyperMap()
+
+    def construct(self, lr: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.steps[0]
+        norm, finite = step.apply_gradients(step.totals, lr)
+        # Cleared only once they were judged: MindSpore 2.7 else judges what is cleared, and a NaN passes.
+        finite = ops.depend(finite, self.map(_clear, ops.depend(step.totals, (norm, finite))))
+        return norm, finite, ops.concat((told[:-1], ops.cast(finite, ms.float32).reshape(1)))
 
 
 class TrainStep(nn.Cell):
     """Forward, backward, reduction over ranks, clipping, update and average of the weights.
 
-    `construct(images, labels, lr, update)` takes images (B, C, H, W), labels (B,) or (B, classes), the learning rate
-    of this update as a float32 scalar Tensor and, for gradient accumulation, a boolean Tensor: False only adds this
-    batch's gradient to the sum, True also updates with the mean since the last update. It returns the loss of this
-    rank's batch, the global gradient norm before clipping (0 without an update) and whether the norm is finite, which
-    tells of a NaN that ReLU hides from the loss.
+    `step(inputs, targets, lr, update)` takes what the objective takes, the learning rate of this update as a float32
+    scalar Tensor and, for gradient accumulation, whether to update: False only adds this batch's gradient to the sum,
+    True also updates with the mean since the last update. It returns
+
+    - the loss of this rank's batch;
+    - the global gradient norm before clipping, 0 without an update or where nothing asks for it. It may be infinite
+      where the gradients are not: above 1.8e19 its square is. Clipping takes that for an overflow;
+    - whether all gradients are finite, which tells of a NaN that ReLU hides from the loss;
+    - the parts that the loss is the sum of;
+    - what a log tells of, (L,) float32, to be brought to the host at once: the loss, its parts where there are several,
+      and 1 where the gradients are finite, else 0.
+
+    No value of the device decides what the host does next: a graph branches nowhere, so it waits for nothing. Updates
+    are a graph of their own, and an update that is skipped is made with factors that change nothing.
 
     Gradients are reduced once per update, as the mean over ranks, so every rank takes the same decision about clipping,
     skipping and stopping. A skipped update leaves weights, optimizer and average untouched and is counted in `skipped`.
 
     Args:
-        network: the float32 network, or the same after `mixed_precision`.
-        loss: Cell (logits, labels) → scalar.
-        optimizer: updates `network`'s trainable parameters.
+        objective: of a float32 network, or of the same after `mixed_precision`.
+        optimizer: updates the network's trainable parameters.
         size: number of ranks; more than one needs MindSpore's communication initialised.
         loss_scale: factor on the loss, undone on the gradients.
         drop_overflow_update: skip an update whose gradients are not finite; a dynamic loss scale always does.
         clip_norm: largest global gradient norm, None for no clipping.
         accumulation_steps: batches per update.
         average: moves after every update.
-        distillation: takes the place of `loss`; where its teacher runs before the step, labels are a pair.
-        imitation: is added to the loss.
+        measures_norm: give the norm without clipping, too: a pass over the gradients more.
+        allreduce_mb: megabytes of gradients that are sent together, see `create_reducer`.
     """
 
     def __init__(
         self,
-        network: nn.Cell,
-        loss: nn.Cell,
+        objective: Objective,
         optimizer: Optimizer,
         *,
         size: int = 1,
@@ -78,80 +114,104 @@ class TrainStep(nn.Cell):
         clip_norm: float | None = None,
         accumulation_steps: int = 1,
         average: WeightAverage | None = None,
-        distillation: Distillation | None = None,
-        imitation: Imitation | None = None,
+        measures_norm: bool = False,
+        allreduce_mb: int | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         if accumulation_steps < 1:
             raise UserError(f"gradient_accumulation_steps must be at least 1, got {accumulation_steps}")
         if clip_norm is not None and clip_norm <= 0.0:
             raise UserError(f"clip_value must be positive, got {clip_norm}")
-        self.network = network
+        self.network = objective.network
+        self.objective = objective
         self.optimizer = optimizer
         self.loss_scale = loss_scale or LossScale()
         self.average = average
         self.accumulation_steps = accumulation_steps
         self.clip_norm = clip_norm
+        self.measures_norm = measures_norm or clip_norm is not None
         self.checks_overflow = drop_overflow_update or self.loss_scale.dynamic
         self.rescales = self.loss_scale.active or accumulation_steps > 1 or clip_norm is not None
-        self.reduce = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=size) if size > 1 else None
+        self.reduce = create_reducer(optimizer.parameters, size, allreduce_mb) if size > 1 else None
+        self.sum_over_ranks = ops.AllReduce() if size > 1 else None
         self.totals = optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
         self.skipped = Parameter(Tensor(0, ms.int32), name="skipped_updates", requires_grad=False)
-        objective = Objective(network, loss, distillation, imitation)
         self.forward = ScaledForward(objective, scaled=self.loss_scale.active)
         self.value_and_grad = ms.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
+        self.accumulated = AccumulatedUpdate(self) if accumulation_steps > 1 else None
         self.map = ops.HyperMap()
         self.mul = ops.Mul()
-        self.half_square_sum = ops.L2Loss()
         self.add_n = ops.AddN()
         self.set_train(True)
 
-    def construct(self, images: Tensor, labels: Tensor, lr: Tensor, update: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (_, loss), gradients = self.value_and_grad(images, labels, self.loss_scale.value)
+    def __call__(
+        self, inputs: Tensor, targets: Tensor | tuple[Tensor, ...], lr: Tensor, update: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+        loss, norm, finite, parts, told = super().__call__(inputs, targets, lr, self.objective.variant)
+        if self.accumulated is not None and update:
+            norm, finite, told = self.accumulated(lr, told)
+        return loss, norm, finite, parts, told
+
+    def compile_graphs(
+        self, inputs: Tensor, targets: Tensor | tuple[Tensor, ...], lr: Tensor, update: bool = True
+    ) -> None:
+        """Compile what a call with such arguments runs."""
+        self.compile(inputs, targets, lr, self.objective.variant)
+        if self.accumulated is not None and update:
+            parts = len(self.objective.parts)
+            self.accumulated.compile(lr, ops.zeros(2 + parts if parts > 1 else 2, ms.float32))
+
+    def construct(
+        self, inputs: Tensor, targets: Tensor | tuple[Tensor, ...], lr: Tensor, variant: int
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+        """Each `variant` is compiled on its own, with the objective's attributes as they are then."""
+        (_, loss, parts), gradients = self.value_and_grad(inputs, targets, self.loss_scale.value)
         norm = ops.zeros_like(lr)
         finite = ops.isfinite(norm)
         if self.totals is None:
             norm, finite = self.apply_gradients(gradients, lr)
         else:
             loss = ops.depend(loss, self.map(_accumulate, self.totals, gradients))
-            if update:
-                norm, finite = self.apply_gradients(self.totals, lr)
-                finite = ops.depend(finite, self.map(_clear, self.totals))
-        return loss, norm, finite
+        told = parts if len(parts) > 1 else ()
+        return loss, norm, finite, parts, ops.stack((loss, *told, ops.cast(finite, ms.float32)))
 
     def apply_gradients(self, gradients: tuple[Tensor, ...], lr: Tensor) -> tuple[Tensor, Tensor]:
         """Reduce, unscale, clip and update; returns the norm of the unscaled gradients and whether they are finite."""
         if self.reduce is not None:
             gradients = self.reduce(gradients)
         factor = 1.0 / (self.loss_scale.value * self.accumulation_steps)
-        norm = ops.sqrt(2.0 * self.add_n(self.map(self.half_square_sum, gradients))) * factor
-        finite = ops.isfinite(norm)
+        finite = self.all_finite(gradients)
+        norm = ops.zeros_like(lr)
+        if self.measures_norm:
+            norm = ops.sqrt(self.add_n(self.map(_square_sum, gradients))) * factor
         if self.clip_norm is not None:
+            finite = ops.logical_and(finite, ops.isfinite(norm))
             factor = factor * (self.clip_norm / ops.maximum(norm, self.clip_norm))
         if self.rescales:
             gradients = self.map(ops.partial(self.mul, factor), gradients)
         if self.checks_overflow:
-            if finite:
-                self.update_weights(lr, gradients)
-            else:
-                ops.assign_add(self.skipped, ops.ones_like(self.skipped))
+            self.update_weights(lr, gradients, finite)
+            ops.assign_add(self.skipped, 1 - ops.cast(finite, ms.int32))
             self.loss_scale(finite)
         else:
-            self.update_weights(lr, gradients)
+            self.update_weights(lr, gradients, None)
         return norm, finite
 
-    def update_weights(self, lr: Tensor, gradients: tuple[Tensor, ...]) -> bool:
-        done = self.optimizer(lr, gradients)
+    def all_finite(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """Whether no rank has seen an overflow.
+
+        The Ascend 910 saturates: an infinity becomes the largest number, a NaN zero. There MindSpore reads (and clears)
+        the status register of this rank's device instead of the gradients, so the verdicts are reduced as well.
+        """
+        finite = amp.all_finite(gradients)
+        if self.sum_over_ranks is not None:
+            overflows = self.sum_over_ranks(1.0 - ops.cast(finite, ms.float32))
+            finite = overflows < 0.5
+        return finite
+
+    def update_weights(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None) -> bool:
+        """Where `finite` is a scalar and False, nothing changes."""
+        done = self.optimizer(lr, gradients, finite)
         if self.average is not None:
-            done = ops.depend(self.average(), done)
+            done = ops.depend(self.average(finite), done)
         return done
-
-
-def gradients_by_name(network: nn.Cell, loss: nn.Cell, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The loss's gradient for every trainable parameter, in train mode, without an update; for tests and inspection."""
-    network.set_train(True)
-    parameters = network.trainable_params()
-    forward = ScaledForward(Objective(network, loss), scaled=False)
-    value_and_grad = ms.jit(ms.value_and_grad(forward, None, parameters, has_aux=True))
-    _, gradients = value_and_grad(Tensor(images), Tensor(labels), Tensor(1.0, ms.float32))
-    return {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients)}

@@ -5,13 +5,13 @@ this takes the format of the files; its `SummaryWriter` writes them from a threa
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from mindcv_reparam.errors import UserError
-
-from .metrics import EMA_COLUMNS, VALIDATED
+from mindcv_reparam.tasks.task import Metric
+from mindcv_reparam.training.metrics import AVERAGED
 
 
 def require_tensorboard() -> tuple[ModuleType, ModuleType]:
@@ -33,10 +33,12 @@ class TensorBoard:
 
     Args:
         folder: gets one more event file; made when missing.
+        metrics: of the task, which validations give.
         first_step: steps done before; TensorBoard discards what an interrupted run wrote of later ones.
     """
 
-    def __init__(self, folder: Path, first_step: int = 0) -> None:
+    def __init__(self, folder: Path, metrics: Sequence[Metric], first_step: int = 0) -> None:
+        self._validated = [prefix + metric.name for prefix in ("", AVERAGED) for metric in metrics]
         writer, self._events = require_tensorboard()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = writer.EventsWriter(str(folder / "events"))
@@ -49,7 +51,7 @@ class TensorBoard:
         self._write("train", record)
 
     def epoch_end(self, record: Mapping[str, float]) -> None:
-        self._write("val", {name: record[name] for name in ("step", *VALIDATED, *EMA_COLUMNS) if name in record})
+        self._write("val", {name: record[name] for name in ("step", *self._validated) if name in record})
 
     def _write(self, group: str, record: Mapping[str, float]) -> None:
         event = self._events.Event(wall_time=time.time(), step=record["step"])

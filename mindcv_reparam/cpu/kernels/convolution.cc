@@ -1,415 +1,352 @@
-// Convolutions as matrix products: square kernels, equal strides and paddings, any groups, no dilation.
+// Convolutions of any geometry and their gradients, by MindSpore's own oneDNN.
 //
-// The matrix of a group has a row per (input channel, tap) and a column per output pixel of the batch. It is never
-// stored whole: blocks of it that stay in the second-level cache are packed into panels, as wide as the tile of sums
-// that the registers hold (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
+// MindSpore asks it for weights as they lie in memory, for which it has no good kernel; here it chooses their layout, and
+// that of the maps where moving them costs less than it saves. Primitives are kept by shape.
 
 #include <omp.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "onednn.h"
 #include "tensors.h"
 
 namespace {
 
-// Of a tile: its sums take 16 of 32 registers, or 12 of the 16 that AVX has.
-constexpr int kRows = kLanes == 8 ? 6 : 8, kWide = 2;
-constexpr int64_t kPanel = kWide * kLanes;  // columns
-constexpr int64_t kBlock = 96 * 1024;       // floats of a packed block
-constexpr int64_t kRun = 512;               // pixels whose products are summed before they are added to a gradient
+using Dims = std::vector<int64_t>;
 
-int64_t Ceil(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+constexpr int kMostParts = 16;
+constexpr size_t kMostKept = 4096;   // operations, of ever new shapes
+constexpr int64_t kFewPixels = 128;  // of a map whose product with 1×1 weights is slow as a plain matrix product
 
-// How many parts to cut each of ``tasks`` equal tasks into, so that no thread idles for long.
-int64_t Parts(int64_t tasks, int64_t most) {
-  const int64_t threads = omp_get_max_threads();
-  return tasks % threads == 0 || tasks >= 8 * threads ? 1 : std::min(threads, most);
+// Into how many parts work is cut: the same for any number of threads, and with it every sum.
+int Parts() {
+  static const int parts = std::clamp<int>(sysconf(_SC_NPROCESSORS_CONF), 1, kMostParts);
+  return parts;
 }
 
-struct Range {
-  int64_t begin, end;
-
-  int64_t Size() const { return end - begin; }
+struct Pool : dnnl::threadpool_interop::threadpool_iface {
+  int get_num_threads() const override { return Parts(); }
+  bool get_in_parallel() const override { return omp_in_parallel(); }
+  void parallel_for(int count, const std::function<void(int, int)>& run) override {
+#pragma omp parallel for schedule(static, 1) if (count > 1)
+    for (int i = 0; i < count; ++i) run(i, count);
+  }
+  uint64_t get_flags() const override { return 0; }
+  void wait() override {}
 };
 
-// One of ``parts`` nearly equal parts of ``size`` things, cut at multiples of ``unit``.
-Range Share(int64_t part, int64_t parts, int64_t size, int64_t unit) {
-  const int64_t units = Ceil(size, unit);
-  return {part * units / parts * unit, std::min(size, (part + 1) * units / parts * unit)};
-}
-
-struct Tile {
-  Lanes sums[kRows][kWide];
-
-  const float* Row(int row) const { return reinterpret_cast<const float*>(sums[row]); }
+struct Failure {
+  int status;
 };
 
-// tile[i] += Σ_k a[i · row + k · step] · panel[k] for ``count`` rows of the tile; what the others hold has no meaning.
-template <int Wide>
-void Multiply(const float* a, int64_t row, int64_t step, int count, const float* panel, int64_t depth, Tile& tile) {
-  const float* rows[kRows];
-  Lanes sums[kRows][Wide];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-    rows[i] = a + std::min(i, count - 1) * row;
-#pragma GCC unroll 2
-    for (int j = 0; j < Wide; ++j) sums[i][j] = tile.sums[i][j];
-  }
-  for (int64_t k = 0; k < depth; ++k, panel += kPanel) {
-    Lanes values[Wide];
-#pragma GCC unroll 2
-    for (int j = 0; j < Wide; ++j) values[j] = Load(panel + j * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-      for (int j = 0; j < Wide; ++j) sums[i][j] += rows[i][k * step] * values[j];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < Wide; ++j) tile.sums[i][j] = sums[i][j];
-  }
+void Check(int status) {
+  if (status != kSuccess) throw Failure{status};
 }
 
-void Multiply(const float* a, int64_t row, int64_t step, int count, const float* panel, int64_t depth, int64_t columns,
-              Tile& tile) {
-  if (columns > kLanes) {
-    Multiply<kWide>(a, row, step, count, panel, depth, tile);
-  } else {
-    Multiply<1>(a, row, step, count, panel, depth, tile);
-  }
+dnnl_engine_t Engine() {
+  static const dnnl_engine_t engine = [] {
+    dnnl_engine_t made;
+    Check(dnnl_engine_create(&made, kCpu, 0));
+    return made;
+  }();
+  return engine;
 }
 
-// Part of a matrix in panels: row k of panel p is at (p · depth + k) · kPanel.
-class Block {
+dnnl_stream_t Stream() {
+  static Pool pool;
+  thread_local const dnnl_stream_t stream = [] {
+    dnnl_stream_t made;
+    Check(dnnl_threadpool_interop_stream_create(&made, Engine(), &pool));
+    return made;
+  }();
+  return stream;
+}
+
+dnnl_primitive_attr_t CallersScratch() {
+  static const dnnl_primitive_attr_t attributes = [] {
+    dnnl_primitive_attr_t made;
+    Check(dnnl_primitive_attr_create(&made));
+    Check(dnnl_primitive_attr_set_scratchpad_mode(made, kUserScratchpad));
+    return made;
+  }();
+  return attributes;
+}
+
+// Memory of a call, kept for the next ones: fresh pages cost as much as a small convolution.
+class Scratch {
  public:
-  // Fills it: gather(k, to) writes row k from the first column to the last.
-  template <typename Gather>
-  void Pack(int64_t depth, int64_t columns, Gather gather) {
-    const int64_t panels = Ceil(columns, kPanel);
-    depth_ = depth;
-    data_.resize(std::max<size_t>(data_.size(), panels * depth * kPanel));
-    row_.resize(std::max<size_t>(row_.size(), panels * kPanel));
-    for (int64_t k = 0; k < depth; ++k) {
-      gather(k, row_.data());
-      for (int64_t p = 0; p < panels; ++p) {
-        for (int j = 0; j < kWide; ++j) {
-          Store(Load(&row_[p * kPanel + j * kLanes]), &data_[(p * depth + k) * kPanel + j * kLanes]);
-        }
-      }
+  explicit Scratch(size_t size) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!free_.empty()) {
+      block_ = free_.back();
+      free_.pop_back();
+    }
+    if (block_.size < size) {
+      std::free(block_.data);
+      block_ = {static_cast<char*>(std::aligned_alloc(kAlignment, size)), size};
     }
   }
+  ~Scratch() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(block_);
+  }
 
-  const float* Panel(int64_t column) const { return &data_[column * depth_]; }
+  char* Data() const { return block_.data; }
+  static size_t Aligned(size_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
  private:
-  int64_t depth_;
-  std::vector<float> data_, row_;
+  struct Block {
+    char* data = nullptr;
+    size_t size = 0;
+  };
+  static constexpr size_t kAlignment = 4096;
+  static inline std::mutex mutex_;
+  static inline std::vector<Block> free_;
+
+  Block block_;
 };
 
-thread_local Block block;  // its memory is kept: fresh pages cost as much as a small convolution
+// The description of a tensor, as it lies in MindSpore's memory or as oneDNN likes it.
+class Layout {
+ public:
+  explicit Layout(const Dims& dims, bool any = false) {
+    if (dims.empty()) return;  // of no tensor
+    const int rank = dims.size();
+    Check(dnnl_memory_desc_create_with_tag(&desc_, rank, dims.data(), kFloat32, any ? kTagAny : kTagPlain + rank - 1));
+  }
+  Layout(const Layout&) = delete;
+  ~Layout() {
+    if (desc_ != nullptr) dnnl_memory_desc_destroy(desc_);
+  }
 
-struct Geometry {
-  int64_t batch, groups, channels, height, width;  // channels of the input per group
-  int64_t rows, out_height, out_width;             // output channels per group
-  int64_t kernel, stride, padding;
+  operator const_dnnl_memory_desc_t() const { return desc_; }
 
-  Geometry(const int64_t* x, const int64_t* weight, const int64_t* y, const int64_t* stride_and_padding)
-      : batch(x[0]), groups(x[1] / weight[1]), channels(weight[1]), height(x[2]), width(x[3]),
-        rows(weight[0] / groups), out_height(y[2]), out_width(y[3]), kernel(weight[2]),
-        stride(stride_and_padding[0]), padding(stride_and_padding[1] - 1) {
-    if (Pointwise()) {  // where a line of pixels ends has no meaning then
-      width = out_width = height * width;
-      height = out_height = 1;
+ private:
+  dnnl_memory_desc_t desc_ = nullptr;
+};
+
+class Primitive {
+ public:
+  explicit Primitive(dnnl_primitive_desc_t desc) : desc_(desc) { Check(dnnl_primitive_create(&primitive_, desc)); }
+  Primitive(const Primitive&) = delete;
+  ~Primitive() {
+    dnnl_primitive_destroy(primitive_);
+    dnnl_primitive_desc_destroy(desc_);
+  }
+
+  const_dnnl_memory_desc_t Wants(int argument) const {
+    return dnnl_primitive_desc_query_md(desc_, kQueryArgument, argument);
+  }
+  size_t Size(int argument) const { return Scratch::Aligned(dnnl_memory_desc_get_size(Wants(argument))); }
+
+  void Run(std::vector<std::pair<int, void*>> tensors, char* scratch) const {
+    tensors.emplace_back(kScratchpad, scratch);
+    std::vector<dnnl_exec_arg_t> arguments;
+    int status = kSuccess;
+    for (const auto& [argument, data] : tensors) {
+      arguments.push_back({argument, nullptr});
+      status |= dnnl_memory_create(&arguments.back().memory, Wants(argument), Engine(), data);
+    }
+    if (status == kSuccess) status = dnnl_primitive_execute(primitive_, Stream(), arguments.size(), arguments.data());
+    for (const dnnl_exec_arg_t& argument : arguments) dnnl_memory_destroy(argument.memory);
+    Check(status);
+  }
+
+ private:
+  dnnl_primitive_desc_t desc_;
+  dnnl_primitive_t primitive_ = nullptr;
+};
+
+struct Operand {
+  int argument;
+  Dims dims;  // none: the convolution has no such operand
+  bool written = false;
+};
+
+// A primitive with what it takes to hand it tensors as they lie in MindSpore's memory.
+class Operation {
+ public:
+  Operation(dnnl_primitive_desc_t desc, std::vector<Operand> operands) : main_(desc), operands_(std::move(operands)) {
+    scratch_ = main_.Size(kScratchpad);
+    for (const Operand& operand : operands_) {
+      moves_.push_back(nullptr);
+      if (operand.dims.empty()) continue;
+      const Layout plain(operand.dims);
+      const const_dnnl_memory_desc_t wanted = main_.Wants(operand.argument);
+      if (dnnl_memory_desc_equal(plain, wanted)) continue;
+      const const_dnnl_memory_desc_t from = operand.written ? wanted : plain, to = operand.written ? plain : wanted;
+      dnnl_primitive_desc_t move;
+      Check(dnnl_reorder_primitive_desc_create(&move, from, Engine(), to, Engine(), CallersScratch()));
+      moves_.back() = std::make_unique<Primitive>(move);
+      scratch_ = std::max(scratch_, moves_.back()->Size(kScratchpad));
+      copies_ += main_.Size(operand.argument);
     }
   }
 
-  // Of the convolution with stride 1 that takes gradients for the output to those for the input.
-  Geometry Adjoint() const {
-    Geometry g = *this;
-    std::swap(g.channels, g.rows);
-    std::swap(g.height, g.out_height);
-    std::swap(g.width, g.out_width);
-    g.padding = kernel - 1 - padding;
-    return g;
-  }
-
-  bool Pointwise() const { return kernel == 1 && stride == 1 && padding == 0; }
-  int64_t Depth() const { return channels * kernel * kernel; }
-  int64_t Pixels() const { return height * width; }
-  int64_t OutPixels() const { return out_height * out_width; }
-
-  // The offset of a plane of the input and of the output.
-  int64_t Input(int64_t image, int64_t group, int64_t channel) const {
-    return ((image * groups + group) * channels + channel) * Pixels();
-  }
-  int64_t Output(int64_t image, int64_t group, int64_t row) const {
-    return ((image * groups + group) * rows + row) * OutPixels();
-  }
-
-  // Where columns of a row of the matrix are in x: visit(number of a first column, from the first of all, its offset in x,
-  // how many) for every run of them that sees no padding; the values in x are ``stride`` apart.
-  template <typename Visit>
-  void Runs(int64_t group, int64_t row, Range columns, Visit visit) const {
-    const int64_t down = row / kernel % kernel - padding, right = row % kernel - padding;
-    const int64_t from = std::max<int64_t>(0, Ceil(-right, stride));
-    const int64_t to = std::min(out_width, width > right ? (width - 1 - right) / stride + 1 : 0);
-    for (int64_t line = columns.begin / out_width; line * out_width < columns.end; ++line) {
-      const int64_t y = line % out_height * stride + down;
-      const int64_t begin = std::max(line * out_width + from, columns.begin);
-      const int64_t end = std::min(line * out_width + to, columns.end);
-      if (y < 0 || y >= height || begin >= end) continue;
-      const int64_t x = (begin - line * out_width) * stride + right;
-      visit(begin - columns.begin, Input(line / out_height, group, row / (kernel * kernel)) + y * width + x, end - begin);
-    }
-  }
-
-  void Gather(const float* x, int64_t group, int64_t row, Range columns, float* to) const {
-    if (padding > 0) std::fill_n(to, columns.Size(), 0.0f);
-    Runs(group, row, columns, [=](int64_t column, int64_t offset, int64_t count) {
-      if (stride == 1) {
-        std::memcpy(to + column, x + offset, count * sizeof(float));
-      } else {
-        for (int64_t i = 0; i < count; ++i) to[column + i] = x[offset + i * stride];
+  // ``tensors`` belong to the operands, one for each.
+  void Run(const std::vector<void*>& tensors) const {
+    const Scratch memory(scratch_ + copies_);
+    std::vector<std::pair<int, void*>> arguments;
+    char* free = memory.Data() + scratch_;
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      if (operands_[i].dims.empty()) continue;
+      void* data = tensors[i];
+      if (moves_[i]) {
+        data = free;
+        free += main_.Size(operands_[i].argument);
+        if (!operands_[i].written) moves_[i]->Run({{kSrc, tensors[i]}, {kDst, data}}, memory.Data());
       }
-    });
+      arguments.emplace_back(operands_[i].argument, data);
+    }
+    main_.Run(arguments, memory.Data());
+    auto argument = arguments.begin();
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      if (operands_[i].dims.empty()) continue;
+      if (moves_[i] && operands_[i].written) moves_[i]->Run({{kSrc, argument->second}, {kDst, tensors[i]}}, memory.Data());
+      ++argument;
+    }
+  }
+
+ private:
+  Primitive main_;
+  std::vector<Operand> operands_;
+  std::vector<std::unique_ptr<Primitive>> moves_;
+  size_t scratch_ = 0, copies_ = 0;
+};
+
+enum Pass { kForward, kInputGradient, kWeightGradient };
+
+struct Convolution {
+  Dims x, weight, bias, y, strides, dilates, before, after;
+
+  // ``geometry``: strides, dilations, padding above and on the left (negative: half of what is missing), has a bias.
+  Convolution(const int64_t* x_shape, const int64_t* weight_shape, const int64_t* y_shape, const int64_t* geometry)
+      : x(x_shape, x_shape + 4), weight(weight_shape, weight_shape + 4), y(y_shape, y_shape + 4),
+        strides(geometry, geometry + 2), dilates{geometry[2] - 1, geometry[3] - 1} {
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t seen = (y[2 + axis] - 1) * strides[axis] + (weight[2 + axis] - 1) * geometry[2 + axis] + 1;
+      const int64_t missing = std::max<int64_t>(0, seen - x[2 + axis]), given = geometry[4 + axis];
+      before.push_back(given < 0 ? missing / 2 : given);
+      after.push_back(std::max<int64_t>(0, seen - x[2 + axis] - before[axis]));
+    }
+    if (geometry[6]) bias = {weight[0]};
+    if (const int64_t groups = x[1] / weight[1]; groups > 1) {
+      weight[0] /= groups;
+      weight.insert(weight.begin(), groups);
+    }
+  }
+
+  Dims Key(Pass pass) const {
+    Dims key = {pass};
+    for (const Dims* dims : {&x, &weight, &bias, &y, &strides, &dilates, &before, &after}) {
+      key.push_back(dims->size());
+      key.insert(key.end(), dims->begin(), dims->end());
+    }
+    return key;
+  }
+
+  std::vector<Operand> Operands(Pass pass) const {
+    if (pass == kForward) return {{kSrc, x}, {kWeights, weight}, {kBias, bias}, {kDst, y, true}};
+    if (pass == kInputGradient) return {{kDiffDst, y}, {kWeights, weight}, {kDiffSrc, x, true}};
+    return {{kSrc, x}, {kDiffDst, y}, {kDiffWeights, weight, true}, {kDiffBias, bias, true}};
+  }
+
+  // Whether the maps are better left as they are than moved to a layout of oneDNN's and back.
+  bool PrefersPlainMaps(Pass pass) const {
+    const bool pointwise = weight.end()[-1] == 1 && weight.end()[-2] == 1;
+    if (pointwise) return y[2] * y[3] >= kFewPixels;
+    return pass == kInputGradient && (strides[0] > 1 || strides[1] > 1);
+  }
+
+  dnnl_primitive_desc_t Describe(Pass pass, bool plain_maps) const {
+    const Layout src(x, !plain_maps), dst(y, !plain_maps), weights(weight, true), biases(bias);
+    dnnl_primitive_desc_t forward, desc;
+    Check(dnnl_convolution_forward_primitive_desc_create(
+        &forward, Engine(), kForwardTraining, kConvolutionDirect, src, weights, biases, dst, strides.data(),
+        dilates.data(), before.data(), after.data(), CallersScratch()));
+    if (pass == kForward) return forward;
+    const int status =
+        pass == kInputGradient
+            ? dnnl_convolution_backward_data_primitive_desc_create(
+                  &desc, Engine(), kConvolutionDirect, src, weights, dst, strides.data(), dilates.data(),
+                  before.data(), after.data(), forward, CallersScratch())
+            : dnnl_convolution_backward_weights_primitive_desc_create(
+                  &desc, Engine(), kConvolutionDirect, src, weights, biases, dst, strides.data(), dilates.data(),
+                  before.data(), after.data(), forward, CallersScratch());
+    dnnl_primitive_desc_destroy(forward);
+    Check(status);
+    return desc;
+  }
+
+  dnnl_primitive_desc_t Describe(Pass pass) const {
+    const bool plain = PrefersPlainMaps(pass);
+    const dnnl_primitive_desc_t first = Describe(pass, plain);
+    if (!IsReference(first)) return first;
+    dnnl_primitive_desc_destroy(first);
+    return Describe(pass, !plain);
+  }
+
+  static bool IsReference(dnnl_primitive_desc_t desc) {
+    const char* name = "";
+    Check(dnnl_primitive_desc_query(desc, kQueryImplementation, 0, &name));
+    return std::string(name).find("ref") != std::string::npos;
   }
 };
 
-// Rows and columns of y, of one group.
-void Convolve(const Geometry& g, int64_t group, Range rows, Range columns, const float* x, const float* weight,
-              const float* bias, float* y) {
-  const int64_t depth = g.Depth(), pixels = g.OutPixels();
-  block.Pack(depth, columns.Size(), [&](int64_t k, float* to) { g.Gather(x, group, k, columns, to); });
-  for (int64_t row = rows.begin; row < rows.end; row += kRows) {
-    const int count = std::min<int64_t>(kRows, rows.end - row);
-    const int64_t channel = group * g.rows + row;
-    for (int64_t column = columns.begin; column < columns.end; column += kPanel) {
-      const int64_t end = std::min(columns.end, column + kPanel);
-      Tile tile = {};
-      for (int i = 0; i < count; ++i) {
-        for (Lanes& sums : tile.sums[i]) sums += bias[channel + i];
-      }
-      Multiply(weight + channel * depth, depth, 1, count, block.Panel(column - columns.begin), depth, end - column,
-               tile);
-      for (int64_t from = column; from < end;) {  // a panel may have pixels of several images
-        const int64_t image = from / pixels, to = std::min(end, (image + 1) * pixels);
-        float* output = y + g.Output(image, group, row) + from - image * pixels;
-        for (int i = 0; i < count; ++i) {
-          if (to - from == kPanel) {  // as a rule; of known length, it is no call
-            std::memcpy(output + i * pixels, tile.Row(i), kPanel * sizeof(float));
-          } else {
-            std::memcpy(output + i * pixels, tile.Row(i) + from - column, (to - from) * sizeof(float));
-          }
-        }
-        from = to;
-      }
+std::shared_ptr<const Operation> Find(const Convolution& convolution, Pass pass) {
+  static std::mutex mutex;
+  static auto& kept = *new std::map<Dims, std::shared_ptr<const Operation>>;  // to the end: oneDNN may end before
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (kept.size() >= kMostKept) kept.clear();
+  std::shared_ptr<const Operation>& found = kept[convolution.Key(pass)];
+  if (!found) {
+    int threads;
+    Check(dnnl_threadpool_interop_get_max_concurrency(&threads));
+    Check(dnnl_threadpool_interop_set_max_concurrency(Parts()));
+    try {
+      found = std::make_shared<Operation>(convolution.Describe(pass), convolution.Operands(pass));
+    } catch (const Failure&) {
+      dnnl_threadpool_interop_set_max_concurrency(threads);
+      throw;
     }
+    dnnl_threadpool_interop_set_max_concurrency(threads);
   }
+  return found;
 }
 
-void Convolve(const Geometry& g, const float* x, const float* weight, const float* bias, float* y) {
-  const int64_t columns = g.batch * g.OutPixels(), panels = Ceil(columns, kPanel), threads = omp_get_max_threads();
-  int64_t blocks = Ceil(panels, std::max<int64_t>(1, kBlock / (g.Depth() * kPanel)));
-  if (panels >= 4 * threads) blocks = Ceil(blocks, threads) * threads;
-  const int64_t parts = Parts(g.groups * blocks, Ceil(g.rows, kRows));
-#pragma omp parallel for collapse(3) schedule(dynamic)
-  for (int64_t group = 0; group < g.groups; ++group) {
-    for (int64_t i = 0; i < blocks; ++i) {
-      for (int64_t part = 0; part < parts; ++part) {
-        Convolve(g, group, Share(part, parts, g.rows, kRows), Share(i, blocks, columns, kPanel), x, weight, bias, y);
-      }
-    }
-  }
-}
-
-// Weights (out, in, k, k) → (in, out, k, k) of every group, the taps in reverse order.
-std::vector<float> AdjointWeights(const Geometry& g, const float* weight) {
-  const int64_t taps = g.kernel * g.kernel;
-  std::vector<float> adjoint(g.groups * g.rows * g.Depth());
-#pragma omp parallel for collapse(2) schedule(static)
-  for (int64_t group = 0; group < g.groups; ++group) {
-    for (int64_t channel = 0; channel < g.channels; ++channel) {
-      for (int64_t row = 0; row < g.rows; ++row) {
-        const float* from = weight + ((group * g.rows + row) * g.channels + channel) * taps;
-        std::reverse_copy(from, from + taps, &adjoint[((group * g.channels + channel) * g.rows + row) * taps]);
-      }
-    }
-  }
-  return adjoint;
-}
-
-// Adds up what the outputs of an image pass to the inputs they saw, of one group; nobody else has these channels of dx.
-void Spread(const Geometry& g, int64_t image, int64_t group, Range channels, const float* dy, const float* weight,
-            float* dx) {
-  thread_local std::vector<float> strip;
-  strip.resize(g.rows * kRows);
-  const int64_t depth = g.Depth(), taps = g.kernel * g.kernel, pixels = g.OutPixels(), origin = image * pixels;
-  const int64_t width = std::max<int64_t>(1, kBlock / (g.rows * kPanel)) * kPanel;  // of a block
-  std::fill(dx + g.Input(image, group, channels.begin), dx + g.Input(image, group, channels.end), 0.0f);
-  for (int64_t first = 0; first < pixels; first += width) {
-    const int64_t last = std::min(pixels, first + width);
-    block.Pack(g.rows, last - first, [&](int64_t k, float* to) {
-      std::memcpy(to, dy + g.Output(image, group, k) + first, (last - first) * sizeof(float));
-    });
-    for (int64_t row = channels.begin * taps; row < channels.end * taps; row += kRows) {
-      const int count = std::min<int64_t>(kRows, channels.end * taps - row);
-      for (int64_t k = 0; k < g.rows; ++k) {
-        std::copy_n(weight + (group * g.rows + k) * depth + row, count, &strip[k * kRows]);
-      }
-      for (int64_t column = first; column < last; column += kPanel) {
-        const int64_t end = std::min(last, column + kPanel);
-        Tile tile = {};
-        Multiply(strip.data(), 1, kRows, count, block.Panel(column - first), g.rows, end - column, tile);
-        for (int i = 0; i < count; ++i) {
-          const float* values = tile.Row(i);
-          g.Runs(group, row + i, {origin + column, origin + end}, [=, &g](int64_t from, int64_t to, int64_t run) {
-            for (int64_t j = 0; j < run; ++j) dx[to + j * g.stride] += values[from + j];
-          });
-        }
-      }
-    }
-  }
-}
-
-void Spread(const Geometry& g, const float* dy, const float* weight, float* dx) {
-  const int64_t parts = Parts(g.batch * g.groups, Ceil(g.channels, kRows));
-#pragma omp parallel for collapse(3) schedule(dynamic)
-  for (int64_t image = 0; image < g.batch; ++image) {
-    for (int64_t group = 0; group < g.groups; ++group) {
-      for (int64_t part = 0; part < parts; ++part) {
-        // Cut where tiles end, so that the order of sums is the same for all parts.
-        Spread(g, image, group, Share(part, parts, g.channels, kRows), dy, weight, dx);
-      }
-    }
+int Run(const Convolution& convolution, Pass pass, const std::vector<void*>& tensors) {
+  try {
+    Find(convolution, pass)->Run(tensors);
+    return 0;
+  } catch (const Failure& failure) {
+    return failure.status;
   }
 }
 
 }  // namespace
 
-// x, weight, bias, a tensor of shape (stride, padding + 1) → y
+// x, weight, bias, geometry → y
 OPERATOR(convolution) {
-  const Geometry g(shapes[0], shapes[1], shapes[4], shapes[3]);
-  Convolve(g, Input(tensors, 0), Input(tensors, 1), Input(tensors, 2), Output(tensors, 4));
-  return 0;
+  const Convolution convolution(shapes[0], shapes[1], shapes[4], static_cast<const int64_t*>(tensors[3]));
+  return Run(convolution, kForward, {tensors[0], tensors[1], tensors[2], tensors[4]});
 }
 
-// dy, weight, x, a tensor of shape (stride, padding + 1) → dx
+// dy, weight, x, geometry → dx
 OPERATOR(convolution_input_grad) {
-  const float *dy = Input(tensors, 0), *weight = Input(tensors, 1);
-  const Geometry g(shapes[2], shapes[1], shapes[0], shapes[3]);
-  if (g.stride == 1 && g.padding < g.kernel) {
-    const std::vector<float> zeros(g.groups * g.channels);
-    Convolve(g.Adjoint(), dy, AdjointWeights(g, weight).data(), zeros.data(), Output(tensors, 4));
-  } else {
-    Spread(g, dy, weight, Output(tensors, 4));
-  }
-  return 0;
+  const Convolution convolution(shapes[2], shapes[1], shapes[0], static_cast<const int64_t*>(tensors[3]));
+  return Run(convolution, kInputGradient, {tensors[0], tensors[1], tensors[4]});
 }
 
-namespace {
-
-// Turns a square of floats over.
-void Transpose(Lanes (&square)[kLanes]) {
-  typedef int32_t Indices __attribute__((vector_size(sizeof(Lanes))));
-#pragma GCC unroll 4
-  for (int distance = 1; distance < kLanes; distance *= 2) {
-    Indices low, high;
-    for (int i = 0; i < kLanes; ++i) {
-      low[i] = i & distance ? i - distance + kLanes : i;
-      high[i] = i & distance ? i + kLanes : i + distance;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & distance) continue;
-      const Lanes first = square[i], second = square[i + distance];
-      square[i] = __builtin_shuffle(first, second, low);
-      square[i + distance] = __builtin_shuffle(first, second, high);
-    }
-  }
-}
-
-// The panel of columns of the matrix, turned over: row p has what the output pixel p of the image sees.
-void PackPixels(const Geometry& g, int64_t group, Range columns, Range pixels, const float* x, float* panel) {
-  thread_local std::vector<float> lines(kPanel * kRun);
-  const int64_t pitch = RoundUp(pixels.Size());
-  for (int64_t column = columns.begin; column < columns.end; ++column) {
-    g.Gather(x, group, column, pixels, &lines[(column - columns.begin) * pitch]);
-  }
-  for (int64_t pixel = 0; pixel < pitch; pixel += kLanes) {
-    for (int64_t side = 0; side < kPanel; side += kLanes) {
-      Lanes square[kLanes];
-      for (int i = 0; i < kLanes; ++i) square[i] = Load(&lines[(side + i) * pitch + pixel]);
-      Transpose(square);
-      for (int i = 0; i < kLanes; ++i) Store(square[i], &panel[(pixel + i) * kPanel + side]);
-    }
-  }
-}
-
-// A panel of columns of dweight, of one group; ``strips`` are kRows rows each.
-void WeightGradient(const Geometry& g, int64_t group, Range strips, Range columns, const float* x, const float* dy,
-                    float* dweight) {
-  thread_local std::vector<float> panel(kPanel * kRun);
-  const int64_t pixels = g.OutPixels();
-  std::vector<Tile> totals(strips.Size());
-  for (int64_t image = 0; image < g.batch; ++image) {
-    for (int64_t first = 0; first < pixels; first += kRun) {
-      const int64_t last = std::min(pixels, first + kRun), origin = image * pixels;
-      PackPixels(g, group, columns, {origin + first, origin + last}, x, panel.data());
-      for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
-        Tile tile = {}, &total = totals[strip - strips.begin];
-        Multiply(dy + g.Output(image, group, strip * kRows) + first, pixels, 1,
-                 std::min<int64_t>(kRows, g.rows - strip * kRows), panel.data(), last - first, columns.Size(), tile);
-        for (int i = 0; i < kRows; ++i) {
-          for (int j = 0; j < kWide; ++j) total.sums[i][j] += tile.sums[i][j];
-        }
-      }
-    }
-  }
-  for (int64_t row = strips.begin * kRows; row < std::min(g.rows, strips.end * kRows); ++row) {
-    std::copy_n(totals[row / kRows - strips.begin].Row(row % kRows), columns.Size(),
-                dweight + (group * g.rows + row) * g.Depth() + columns.begin);
-  }
-}
-
-}  // namespace
-
-// x, dy, weight, a tensor of shape (stride, padding + 1) → dweight
+// x, dy, weight, bias, geometry → dweight, dbias
 OPERATOR(convolution_weight_grad) {
-  const Geometry g(shapes[0], shapes[2], shapes[1], shapes[3]);
-  const int64_t depth = g.Depth(), panels = Ceil(depth, kPanel), strips = Ceil(g.rows, kRows);
-  const int64_t parts = Parts(g.groups * panels, strips);
-#pragma omp parallel for collapse(3) schedule(dynamic)
-  for (int64_t group = 0; group < g.groups; ++group) {
-    for (int64_t i = 0; i < panels; ++i) {
-      for (int64_t part = 0; part < parts; ++part) {
-        WeightGradient(g, group, Share(part, parts, strips, 1), Share(i, panels, depth, kPanel), Input(tensors, 0),
-                       Input(tensors, 1), Output(tensors, 4));
-      }
-    }
-  }
-  return 0;
-}
-
-// dy → the sums of its channels
-OPERATOR(channel_sums) {
-  const float* dy = Input(tensors, 0);
-  float* sums = Output(tensors, 1);
-  const int64_t batch = shapes[0][0], channels = shapes[0][1], pixels = shapes[0][2] * shapes[0][3];
-#pragma omp parallel for schedule(static)
-  for (int64_t c = 0; c < channels; ++c) {
-    double total = 0;
-    for (int64_t n = 0; n < batch; ++n) {
-      const float* plane = dy + (n * channels + c) * pixels;
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < pixels; ++i) sum += plane[i];
-      total += sum;
-    }
-    sums[c] = total;
-  }
-  return 0;
+  const Convolution convolution(shapes[0], shapes[2], shapes[1], static_cast<const int64_t*>(tensors[4]));
+  return Run(convolution, kWeightGradient, {tensors[0], tensors[1], tensors[5], tensors[6]});
 }

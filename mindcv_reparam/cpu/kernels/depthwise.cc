@@ -149,5 +149,7 @@ int DepthwiseGrad(void** tensors, int64_t** shapes) {
 
 DEPTHWISE(3, 1)
 DEPTHWISE(3, 2)
+DEPTHWISE(5, 1)
+DEPTHWISE(5, 2)
 DEPTHWISE(7, 1)
 DEPTHWISE(7, 2)

@@ -1,0 +1,65 @@
+"""One validation, on any number of ranks."""
+
+import logging
+import time
+import weakref
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from mindcv_reparam import watch
+from mindcv_reparam.distributed import Ranks
+from mindcv_reparam.errors import UserError
+from mindcv_reparam.tasks.task import EvalLoader, Evaluation, Evaluator
+
+_log = logging.getLogger(__name__)
+_compiled: "weakref.WeakSet[nn.Cell]" = weakref.WeakSet()  # for evaluation
+
+
+def evaluate(network: nn.Cell, loader: EvalLoader, evaluator: Evaluator, ranks: Ranks) -> Evaluation:
+    """Evaluate in evaluation mode; the network's training flag is restored. Collective.
+
+    Raises:
+        UserError: there was no image.
+    """
+    compiles = network not in _compiled
+    if compiles and ranks.is_main:
+        announce_compilation("network for validation")
+    _compiled.add(network)
+    was_training = network.training
+    network.set_train(False)
+    clock = _Clock()
+    watch.at("the reading of the first images of the validation", compiles=compiles)
+    for number, (images, *targets) in enumerate(loader.epoch(0), 1):
+        watch.at(f"batch {number} of the validation", compiles=compiles and number == 1)
+        outputs = network(Tensor(images))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        clock.count(evaluator.add(tuple(output.asnumpy() for output in outputs), tuple(targets)))
+    network.set_train(was_training)
+    watch.at("the sums of the validation")
+    result = evaluator.result(ranks, clock.rate)
+    if result.samples == 0:
+        raise UserError("nothing to evaluate: the validation split has no readable image; check data_dir and val_split")
+    return result
+
+
+def announce_compilation(what: str) -> None:
+    """Say what keeps the terminal still for a while; in PyNative mode nothing does."""
+    if ms.get_context("mode") == ms.GRAPH_MODE:
+        _log.info("compiling the %s, once: a minute or so for most networks, several for the largest", what)
+
+
+class _Clock:
+    """Images per second after the first batch, which is spent on compilation; with it if there is no other."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.images = 0.0
+        self.rate = 0.0
+        self.warm = False
+
+    def count(self, images: float) -> None:
+        self.images += images
+        self.rate = self.images / (time.perf_counter() - self.start)
+        if not self.warm:
+            self.warm, self.images, self.start = True, 0.0, time.perf_counter()

@@ -16,6 +16,7 @@ from mindcv_reparam import reparameterize
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.export import onnx as export_onnx_module
 from mindcv_reparam.export.onnx import OPSETS, export_onnx, translate
+from mindcv_reparam.export.onnx.graph import Constant, Literal, Node, Pack, elements, producer
 from mindcv_reparam.features import feature_network
 from mindcv_reparam.layers import GroupNorm, gelu
 from mindcv_reparam.models.gfnet import layer_norm
@@ -505,6 +506,20 @@ def test_a_primitive_without_a_rule_is_named(tmp_path):
     path = export(Unknown(), tmp_path, (1, 3, 4, 4))
     with pytest.raises(UserError, match=r"Sin \(in the network\) has no rule for ONNX"):
         translate(path)
+
+
+@pytest.mark.parametrize(
+    ("ask", "found"),
+    [
+        (lambda: Literal(2).type, "a literal in the place of a tensor"),
+        (lambda: Pack(()).type, "a pack in the place of a tensor"),
+        (lambda: elements(Node("Add", [], ())), "an argument that Add computes"),
+        (lambda: producer(Constant(np.zeros(2))), "an output of a constant"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(ask, found):
+    with pytest.raises(UserError, match=f"^{found} cannot be translated into ONNX$"):
+        ask()
 
 
 # -- Files ------------------------------------------------------------------------------------------------------------

@@ -58,15 +58,21 @@ class Constant:
         return TensorType(np.dtype(self.dtype or self.array.dtype), self.array.shape)
 
 
+class _NoTensor:
+    @property
+    def type(self) -> TensorType:
+        raise UserError(f"a {type(self).__name__.lower()} in the place of a tensor cannot be translated into ONNX")
+
+
 @dataclass(frozen=True, eq=False)
-class Literal:
+class Literal(_NoTensor):
     """An argument that is no tensor: a number, a tuple of numbers, None."""
 
     value: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Pack:
+class Pack(_NoTensor):
     """A tuple of values."""
 
     items: tuple["Value", ...]
@@ -130,6 +136,22 @@ def literal(value: Value) -> Any:
     raise UserError(f"an argument that {getattr(value, 'op', 'the input')} computes cannot be translated into ONNX")
 
 
+def elements(value: Value) -> tuple[Value, ...]:
+    """Of a tuple; those of numbers as literals."""
+    return value.items if isinstance(value, Pack) else tuple(Literal(number) for number in literal(value))
+
+
+def producer(value: Value) -> Node:
+    """The operator of whose outputs one is asked for.
+
+    Raises:
+        UserError: it is none.
+    """
+    if isinstance(value, Node):
+        return value
+    raise UserError(f"an output of a {type(value).__name__.lower()} cannot be translated into ONNX")
+
+
 def operands(value: Value) -> Iterable[Value]:
     """What a value is made of."""
     if isinstance(value, Node):
@@ -161,7 +183,7 @@ def replace(graph: Graph, rewrite: Callable[[Node], Value]) -> Graph:
             value.inputs = [new[operand] for operand in value.inputs]
             new[value] = rewrite(value)
         elif isinstance(value, Output):
-            new[value] = Output(new[value.node], value.index)
+            new[value] = Output(producer(new[value.node]), value.index)
         elif isinstance(value, Pack):
             new[value] = Pack(tuple(new[item] for item in value.items))
         else:
@@ -213,10 +235,11 @@ class _Reader:
 
         def computed(name: str) -> list[str]:
             node = producers.get(name)
-            op = self._op(node) if node else None
-            if op == "Depend":
+            if node and self._op(node) == "Depend":
                 return computed(node.input[0])
-            return [inner for entry in node.input for inner in computed(entry)] if op == "MakeTuple" else [name]
+            if node and self._op(node) == "MakeTuple":
+                return [inner for entry in node.input for inner in computed(entry)]
+            return [name]
 
         tensors = [name for entry in self.proto.graph.output for name in computed(entry.name)]
         names = [self._short(name).split(":")[0] for name in tensors]
@@ -240,11 +263,11 @@ class _Reader:
         if op == "UpdateState":
             return Literal(None)
         if op == "MakeTuple":
-            constant = all(isinstance(item, Literal) for item in inputs)
-            return Literal(tuple(item.value for item in inputs)) if constant else Pack(tuple(inputs))
+            constants = tuple(item.value for item in inputs if isinstance(item, Literal))
+            return Literal(constants) if len(constants) == len(inputs) else Pack(tuple(inputs))
         if op == "TupleGetItem":
             source, index = inputs[0], literal(inputs[1])
-            return source.items[index] if isinstance(source, Pack) else Output(source, index)
+            return source.items[index] if isinstance(source, Pack) else Output(producer(source), index)
         primitive = self.primitives.get(node.op_type.removeprefix("REF::"))
         attributes = {entry.name: _decoded(entry) for entry in primitive.attribute} if primitive else {}
         return Node(op, inputs, _types(node), attributes, _scope(node.domain))
@@ -276,7 +299,7 @@ def _dtype(tensor: Any) -> type:
 
 
 def _array(tensor: Any) -> np.ndarray:
-    values = np.frombuffer(tensor.raw_data, _dtype(tensor))
+    values: np.ndarray = np.frombuffer(tensor.raw_data, _dtype(tensor))
     if values.size != math.prod(tensor.dims):
         raise UserError(f"the numbers of {tensor.name} are not in the MindIR file: export it in one file")
     return values.reshape(tuple(tensor.dims))

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.export.onnx.graph import DYNAMIC, Constant, Literal, Node, Output, Value, literal
+from mindcv_reparam.export.onnx.graph import DYNAMIC, Constant, Literal, Node, Output, Value, elements, literal
 from mindcv_reparam.export.onnx.rules import rule
-from mindcv_reparam.export.onnx.sizes import elements, product, scalar, sizes
+from mindcv_reparam.export.onnx.sizes import product, scalar, sizes
 from mindcv_reparam.export.onnx.writer import Writer
 
 # -- Element by element ----------------------------------------------------------------------------------------------
@@ -152,9 +152,9 @@ def _matmul(writer: Writer, node: Node) -> list[str]:
     return writer.add("MatMul", [_transposed(writer, *pair) for pair in zip((left, right), transposed)])
 
 
-def _transposed(writer: Writer, x: Value, transpose: Literal) -> Value | str:
+def _transposed(writer: Writer, x: Value, transpose: Value) -> Value | str:
     """x with its last two axes exchanged, if asked for."""
-    if not transpose.value:
+    if not literal(transpose):
         return x
     if isinstance(x, Constant):
         return Constant(np.ascontiguousarray(x.array.swapaxes(-1, -2)), x.name, x.dtype)
@@ -166,7 +166,7 @@ def _transposed(writer: Writer, x: Value, transpose: Literal) -> Value | str:
 def _dense(writer: Writer, node: Node) -> list[str]:
     x, weight, bias, *transposed = node.inputs
     if len(x.type.dims) == 2:
-        left, right = (int(transpose.value) for transpose in transposed)
+        left, right = (int(literal(transpose)) for transpose in transposed)
         return writer.add("Gemm", [x, weight, bias], transA=left, transB=right)
     return writer.add("Add", writer.add("MatMul", [x, _transposed(writer, weight, transposed[1])]) + [bias])
 
@@ -228,8 +228,8 @@ def _group_norm(writer: Writer, node: Node) -> list[str]:
         ]
         return writer.add("GroupNormalization", [x, *affine], num_groups=1, epsilon=node.attributes["epsilon"])
     flat = writer.add("Reshape", [x, writer.integers([0, 1, -1, 1])])
-    affine = [writer.constant(np.full(1, value, dtype)) for value in (1.0, 0.0)]
-    normed = writer.add("InstanceNormalization", flat + affine, epsilon=node.attributes["epsilon"])
+    identity = [writer.constant(np.full(1, value, dtype)) for value in (1.0, 0.0)]
+    normed = writer.add("InstanceNormalization", flat + identity, epsilon=node.attributes["epsilon"])
     static = DYNAMIC not in x.type.dims[1:]
     shape = writer.integers([0, *x.type.dims[1:]]) if static else writer.add("Shape", [x])[0]
     normed = writer.add("Reshape", [*normed, shape])
@@ -266,7 +266,7 @@ def _squeeze(writer: Writer, node: Node) -> list[str]:
 
 @rule("Concat")
 def _concat(writer: Writer, node: Node) -> list[str]:
-    return writer.add("Concat", list(node.inputs[0].items), axis=literal(node.inputs[1]))
+    return writer.add("Concat", elements(node.inputs[0]), axis=literal(node.inputs[1]))
 
 
 @rule("Split")
@@ -297,8 +297,9 @@ def _reshape(writer: Writer, node: Node) -> list[str]:
     computed = [i for i, dim in enumerate(dims) if not isinstance(dim, int)]
     if len(computed) == 1 and DYNAMIC not in dims:
         dims[computed[0]] = DYNAMIC
-    if all(isinstance(dim, int) for dim in dims):
-        return writer.add("Reshape", [x, writer.integers(dims)])
+    numbers = [dim for dim in dims if isinstance(dim, int)]
+    if len(numbers) == len(dims):
+        return writer.add("Reshape", [x, writer.integers(numbers)])
     parts = [writer.integers([dim]) if isinstance(dim, int) else _integer(writer, dim) for dim in dims]
     return writer.add("Reshape", [x, *writer.add("Concat", parts, axis=0)])
 

@@ -12,7 +12,8 @@ Operations made here, in small letters where MindSpore has none of the kind:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -26,14 +27,10 @@ def simplify(graph: Graph) -> Graph:
 
 
 def _rewritten(node: Node) -> Value:
-    for rule in _RULES:
-        found = rule(node)
-        if found is not None:
-            node = found
-            break
-    if isinstance(node, Node) and node.types:
-        sizes(node)  # in this order each takes a step; at the end of the network it would take one through all of it
-    return node
+    found = next((found for rule in _RULES if (found := rule(node)) is not None), node)
+    if isinstance(found, Node) and found.types:
+        sizes(found)  # in this order each takes a step; at the end of the network it would take one through all of it
+    return found
 
 
 def _replaced(node: Node, op: str, inputs: list[Value], **attributes) -> Node:
@@ -41,8 +38,12 @@ def _replaced(node: Node, op: str, inputs: list[Value], **attributes) -> Node:
     return Node(op, inputs, node.types, attributes, node.scope)
 
 
-def _is(value: Value, *ops: str) -> bool:
+def _is(value: Value, *ops: str) -> TypeGuard[Node]:
     return isinstance(value, Node) and value.op in ops
+
+
+def _are_constant(values: Sequence[Value]) -> TypeGuard[Sequence[Constant]]:
+    return all(isinstance(value, Constant) for value in values)
 
 
 # -- Constants ---------------------------------------------------------------------------------------------------------
@@ -65,15 +66,15 @@ _LAYOUT: dict[str, Callable[..., np.ndarray]] = {
     "Squeeze": np.squeeze,
     "StridedSlice": _strided_slice,
 }
-_ARITHMETIC = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
+_ARITHMETIC: dict[str, np.ufunc] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
 
 
 def _fold_layout(node: Node) -> Value | None:
     """Numbers in another order keep the precision they are stored in."""
     if node.op not in _LAYOUT or not isinstance(node.inputs[0], Constant):
         return None
-    constant, *arguments = node.inputs
-    array = _LAYOUT[node.op](constant.array, *map(literal, arguments))
+    constant = node.inputs[0]
+    array = _LAYOUT[node.op](constant.array, *map(literal, node.inputs[1:]))
     return Constant(np.ascontiguousarray(array), constant.name, constant.dtype)
 
 
@@ -87,7 +88,7 @@ def _fold_cast(node: Node) -> Value | None:
 
 
 def _fold_arithmetic(node: Node) -> Value | None:
-    if node.op not in _ARITHMETIC or not all(isinstance(value, Constant) for value in node.inputs):
+    if node.op not in _ARITHMETIC or not _are_constant(node.inputs):
         return None
     arrays = [value.array.astype(value.type.dtype) for value in node.inputs]
     return Constant(_ARITHMETIC[node.op](*arrays), node.inputs[0].name)
@@ -112,7 +113,7 @@ def _with_number(node: Value, op: str) -> tuple[Value, float] | None:
 def _conv_bias(node: Node) -> Value | None:
     if node.op != "BiasAdd" or not _is(node.inputs[0], "Conv2D"):
         return None
-    conv, bias, _ = node.inputs
+    conv, bias = node.inputs[0], node.inputs[1]
     return _replaced(node, "Conv2D", [*conv.inputs, bias], **conv.attributes)
 
 
@@ -128,7 +129,7 @@ def _dense_of_last_axis(node: Node) -> Value | None:
     if node.op != "Reshape" or not _is(node.inputs[0], "dense") or not _is(node.inputs[0].inputs[0], "Reshape"):
         return None
     dense, x = node.inputs[0], node.inputs[0].inputs[0].inputs[0]
-    rows_are_kept = not dense.inputs[3].value and dense.inputs[0].type.dims[-1] == x.type.dims[-1]
+    rows_are_kept = not literal(dense.inputs[3]) and dense.inputs[0].type.dims[-1] == x.type.dims[-1]
     if not rows_are_kept or sizes(node)[1:-1] != sizes(x)[1:-1]:
         return None
     return _replaced(node, "dense", [x, *dense.inputs[1:]])
@@ -146,11 +147,12 @@ def _constant_product(node: Node) -> Value | None:
         return None
     conv, expanded = node.inputs[0], node.inputs[0].inputs[0]
     weight = conv.inputs[1]
-    pointwise = isinstance(weight, Constant) and weight.array.shape[2:] == (1, 1)
+    if not isinstance(weight, Constant) or weight.array.shape[2:] != (1, 1):
+        return None
     unit = set(conv.attributes["stride"]) == {1} and not any(conv.attributes["pad"])
     plain = unit and conv.attributes["group"] == 1 and len(conv.inputs) == 2
     last = literal(expanded.inputs[1]) in (-1, 3) and literal(node.inputs[1]) in ((-1,), (3,))
-    if not (pointwise and plain and last and conv.type.dims[3] == 1):
+    if not (plain and last and conv.type.dims[3] == 1):
         return None
     matrix = Constant(weight.array[:, :, 0, 0], weight.name, weight.dtype)
     return _replaced(node, "constant product", [matrix, expanded.inputs[0]])
@@ -164,10 +166,10 @@ def _one_output_per_channel(node: Node) -> Value | None:
     """
     if node.op != "Conv2D" or node.attributes["group"] != 1 or not _is(node.inputs[0], "Conv2D"):
         return None
-    depthwise, weight, *bias = node.inputs
-    x, *parameters = depthwise.inputs
+    depthwise, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2:]
+    x, parameters = depthwise.inputs[0], depthwise.inputs[1:]
     groups, outputs = depthwise.attributes["group"], depthwise.type.dims[1]
-    if not all(isinstance(value, Constant) for value in (weight, *parameters)):
+    if not isinstance(weight, Constant) or not _are_constant(parameters):
         return None
     if parameters[0].array.shape[1] != 1 or groups == 1 or groups == outputs:
         return None
@@ -212,14 +214,15 @@ def _gelu_exact(node: Node) -> Value | None:
 
 def _group_norm(node: Node) -> Value | None:
     """``(x − mean) · rsqrt(var + ε)`` on a flat view of each sample, back in the shape of x, with a scale or not."""
+    scale: Value
     if node.op == "Reshape" and _is(node.inputs[0], "Mul"):
         centred, factor = node.inputs[0].inputs
         scale = Literal(None)
-    elif node.op == "Mul" and all(_is(value, "Reshape") for value in node.inputs):
-        centred, factor = (value.inputs[0] for value in node.inputs)
-        if not _is(factor, "Mul") or not isinstance(factor.inputs[1], Constant):
+    elif node.op == "Mul" and _is(node.inputs[0], "Reshape") and _is(node.inputs[1], "Reshape"):
+        centred, scaled = node.inputs[0].inputs[0], node.inputs[1].inputs[0]
+        if not _is(scaled, "Mul") or not isinstance(scaled.inputs[1], Constant):
             return None
-        factor, scale = factor.inputs
+        factor, scale = scaled.inputs
     else:
         return None
     statistics = _statistics(centred, factor)
@@ -240,7 +243,7 @@ def _statistics(centred: Value, factor: Value) -> tuple[Value, float] | None:
     """x and ε, if ``centred`` is x without the mean of each sample and ``factor`` one over its deviation."""
     if not _is(centred, "Sub") or not _is(centred.inputs[0], "Reshape") or not _is(factor, "Rsqrt"):
         return None
-    flat, mean = centred.inputs
+    flat, mean = centred.inputs[0], centred.inputs[1]
     x = flat.inputs[0]
     sample = product(sizes(x)[1:])
     variance = _with_number(factor.inputs[0], "Add")
@@ -274,7 +277,7 @@ def _is_sample_mean(value: Value, sample: Size | None, of: Callable[[Value], boo
 def _group_norm_shift(node: Node) -> Value | None:
     if node.op != "Add" or not _is(node.inputs[0], "sample norm") or not isinstance(node.inputs[1], Constant):
         return None
-    norm, shift = node.inputs
+    norm, shift = node.inputs[0], node.inputs[1]
     if not isinstance(norm.inputs[2], Literal) or shift.array.shape != (norm.type.dims[1], 1, 1):
         return None
     return _replaced(node, "sample norm", [*norm.inputs[:2], shift], **norm.attributes)

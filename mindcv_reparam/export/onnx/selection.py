@@ -3,7 +3,7 @@
 import numpy as np
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.export.onnx.graph import DYNAMIC, Node, Output, Value, literal
+from mindcv_reparam.export.onnx.graph import DYNAMIC, Node, Output, Value, elements, literal
 from mindcv_reparam.export.onnx.rules import rule
 from mindcv_reparam.export.onnx.writer import Writer
 
@@ -20,9 +20,9 @@ def _top_k(writer: Writer, node: Node) -> list[str]:
 @rule("ReduceMax")
 def _reduce_max(writer: Writer, node: Node) -> list[str]:
     x, axes, keep_dims = node.inputs
-    axes = literal(axes)
-    axes = list(axes) if isinstance(axes, (tuple, list)) else [axes]
-    return writer.with_axes("ReduceMax", x, axes, since=18, keepdims=int(literal(keep_dims)))
+    over = literal(axes)
+    over = list(over) if isinstance(over, (tuple, list)) else [over]
+    return writer.with_axes("ReduceMax", x, over, since=18, keepdims=int(literal(keep_dims)))
 
 
 @rule("FloorDiv")
@@ -93,7 +93,7 @@ def _strided_slice(writer: Writer, node: Node) -> list[str]:
 @rule("Stack")
 def _stack(writer: Writer, node: Node) -> list[str]:
     axis = node.attributes["axis"] % len(node.type.dims)
-    columns = [writer.with_axes("Unsqueeze", item, [axis], since=13)[0] for item in node.inputs[0].items]
+    columns = [writer.with_axes("Unsqueeze", item, [axis], since=13)[0] for item in elements(node.inputs[0])]
     return writer.add("Concat", columns, axis=axis)
 
 
@@ -106,5 +106,6 @@ def _enlarge(writer: Writer, node: Node) -> list[str]:
         raise UserError(f"resizing {x.type.dims} to {node.type.dims} cannot be translated into ONNX")
     roi = writer.constant(np.zeros(0, np.float32))  # optional from opset 13 on, but MindSpore Lite 2.0.0 looks for it
     scales = writer.constant(np.array([1, 1, *factors], np.float32))
-    form = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return writer.add("Resize", [x, roi, scales], **form)
+    return writer.add(
+        "Resize", [x, roi, scales], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )

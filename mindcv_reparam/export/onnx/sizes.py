@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mindcv_reparam.export.onnx.graph import DYNAMIC, Literal, Node, Output, Pack, Value, literal
+from mindcv_reparam.export.onnx.graph import DYNAMIC, Literal, Node, Output, Value, elements, literal
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Adds", "Subs", "Muls", "Divs", "Square", "Rsqrt", "Erf", "ReLU", "Sigmoid"}
 _ELEMENTWISE |= {"BiasAdd", "Softmax", "BatchNorm", "Cast", "GeLU", "gelu", "sample norm"}
@@ -33,8 +34,9 @@ def _size(factor: int, dynamic: Counter) -> Size:
     return Size(factor, tuple(sorted(dynamic.elements(), key=lambda entry: (id(entry[0]), entry[1]))))
 
 
-def product(sizes: tuple[Size | None, ...]) -> Size | None:
-    return None if None in sizes else math.prod(sizes, start=Size(1))
+def product(sizes: Sequence[Size | None]) -> Size | None:
+    known = [size for size in sizes if size is not None]
+    return math.prod(known, start=Size(1)) if len(known) == len(sizes) else None
 
 
 def scalar(value: Value) -> Size | None:
@@ -48,11 +50,6 @@ def scalar(value: Value) -> Size | None:
         if left and right:
             return left * right if value.op == "ScalarMul" else left.divided(right)
     return None
-
-
-def elements(value: Value) -> tuple[Value, ...]:
-    """Of the tuple of integers that is a shape."""
-    return value.items if isinstance(value, Pack) else tuple(Literal(number) for number in value.value)
 
 
 def sizes(value: Value) -> tuple[Size, ...]:
@@ -84,7 +81,7 @@ def _derived(value: Value) -> list[Size | None]:
     if node.op == "Split":
         return list(sizes(node.inputs[0]))  # the axis that is split has a static size
     if node.op == "Concat":
-        known = list(sizes(node.inputs[0].items[0]))
+        known: list[Size | None] = [*sizes(elements(node.inputs[0])[0])]
         known[literal(node.inputs[1])] = None
         return known
     if node.op == "Conv2D":
@@ -96,11 +93,11 @@ def _derived(value: Value) -> list[Size | None]:
     if node.op in ("AvgPool", "MaxPool"):
         return [*sizes(node.inputs[0])[:2], None, None]
     if node.op == "Pad":
-        kept = [before == behind == 0 for before, behind in node.attributes["paddings"]]
-        return [size if keeps else None for size, keeps in zip(sizes(node.inputs[0]), kept)]
+        paddings = zip(sizes(node.inputs[0]), node.attributes["paddings"])
+        return [size if before == behind == 0 else None for size, (before, behind) in paddings]
     if node.op == "BatchMatMul":
         left, right, transpose_left, transpose_right = node.inputs
-        row, column = (-1 if transpose_left.value else -2), (-2 if transpose_right.value else -1)
+        row, column = (-1 if literal(transpose_left) else -2), (-2 if literal(transpose_right) else -1)
         return [*sizes(left)[:-2], sizes(left)[row], sizes(right)[column]]
     if node.op not in _ELEMENTWISE:
         return [None] * rank

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mindcv_reparam.export.onnx.graph import DYNAMIC, Constant, Output, TensorType, Value
+from mindcv_reparam.export.onnx.graph import DYNAMIC, Constant, Node, Output, TensorType, Value
 
 
 class Writer:
@@ -44,7 +44,7 @@ class Writer:
             self.names[value] = self._constant(value)
         return self.names[value]
 
-    def bind(self, node: Value, results: list[str]) -> None:
+    def bind(self, node: Node, results: list[str]) -> None:
         """Say under which names the outputs of a node of the MindIR graph were written."""
         self.names[node] = results[0]
         self.names |= {Output(node, i): name for i, name in enumerate(results)}

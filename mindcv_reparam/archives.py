@@ -4,9 +4,9 @@ import contextlib
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -17,6 +17,13 @@ _DIRECTORY = 4 * 2**20  # bytes, of a zip file's directory
 _HEADER = 4096  # characters, of an array's header
 _AXES = 32
 _KINDS = "biufcSU"  # of dtypes: numbers and texts, no objects
+
+# NumPy's stubs do not know ``max_header_size``.
+_read_array: Callable[..., np.ndarray] = np.lib.format.read_array
+_READERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype]]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class DamagedArrays(Exception):
@@ -54,7 +61,7 @@ class Archive:
             DamagedArrays: the data are not what was written.
         """
         with _explained(), self._archive.open(f"{name}.npy") as file:
-            return np.lib.format.read_array(file, allow_pickle=False, max_header_size=_HEADER)
+            return _read_array(file, allow_pickle=False, max_header_size=_HEADER)
 
 
 @contextlib.contextmanager
@@ -84,7 +91,7 @@ def read_array(path: str | os.PathLike[str], limit: int) -> np.ndarray:
         size = os.fstat(file.fileno()).st_size
         _check_size(_header(_InPieces(file), size), size - file.tell(), limit)
         file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=_HEADER)
+        return _read_array(file, allow_pickle=False, max_header_size=_HEADER)
 
 
 def _headers(archive: zipfile.ZipFile, size: int, limit: int | None) -> dict[str, ArrayHeader]:
@@ -107,13 +114,12 @@ def _headers(archive: zipfile.ZipFile, size: int, limit: int | None) -> dict[str
     return headers
 
 
-def _header(file: BinaryIO, size: int) -> ArrayHeader:
+def _header(file: "IO[bytes] | _InPieces", size: int) -> ArrayHeader:
     """The header at the beginning of a file of ``size`` bytes, which is read up to the data."""
     version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
+    if version not in _READERS:
         raise DamagedArrays(f"an array is of version {version} of NumPy's format")
-    shape, _, dtype = readers[version](file, max_header_size=_HEADER)
+    shape, _, dtype = _READERS[version](file, max_header_size=_HEADER)
     if dtype.hasobject or dtype.kind not in _KINDS or dtype.subdtype is not None:
         raise DamagedArrays(f"an array is of the type {str(dtype)[:40]}")
     if len(shape) > _AXES or any(type(axis) is not int or not 0 <= axis <= size for axis in shape):

@@ -78,8 +78,9 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launch:
     return Launch()
 
 
-def _numbers(environ: Mapping[str, str], names: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(int(environ.get(name, 0)) for name in names)
+def _numbers(environ: Mapping[str, str], names: tuple[str, str, str]) -> tuple[int, int, int]:
+    rank, size, local_rank = (int(environ.get(name, 0)) for name in names)
+    return rank, size, local_rank
 
 
 def set_environment() -> None:

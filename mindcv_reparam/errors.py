@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # the stub has two overloads
         namespace, rest = self.parse_known_args(args, namespace)
         if rest:
             self.refuse(rest)
@@ -101,9 +101,10 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
             advice = "take smaller batches or images, or fewer workers"
             _fail(2, f"{_place(os.environ)}error: out of memory{reason}: {advice}\n")
         except ModuleNotFoundError as error:
-            if (error.name or "mindcv_reparam").startswith("mindcv_reparam"):
+            module = error.name or "mindcv_reparam"
+            if module.startswith("mindcv_reparam"):
                 _fail(1, traceback.format_exc(), unexpected=True)
-            _fail(2, f"{_place(os.environ)}error: {missing(error.name)}\n")
+            _fail(2, f"{_place(os.environ)}error: {missing(module)}\n")
         except Exception:
             _fail(1, f"{_place(os.environ)}{traceback.format_exc()}", unexpected=True)
     except KeyboardInterrupt:  # also one that comes while an error is reported

@@ -10,7 +10,6 @@ weights, trained or fused, becomes one with these weights. Every network says wh
 - ``output_norm(channels)``: the normalisation that its users put between a map and a detector.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -136,9 +135,13 @@ class InterleavedFeatures(Features):
 _BASES: dict[str, type[Features]] = {"stages": Features, "mmpretrain": InterleavedFeatures}
 
 
-@functools.cache
+_CLASSES: dict[tuple[type, type], type[nn.Cell]] = {}
+
+
 def _feature_class(network: type[nn.Cell], base: type[Reparameterizable]) -> type[nn.Cell]:
-    return type(f"{network.__name__}{base.__name__}", (base, network), {})
+    if (network, base) not in _CLASSES:
+        _CLASSES[network, base] = type(f"{network.__name__}{base.__name__}", (base, network), {})
+    return _CLASSES[network, base]
 
 
 def _chosen(out_indices: int | Sequence[int] | None, count: int) -> tuple[int, ...]:

@@ -200,7 +200,7 @@ class Table:
     constants: tuple[tuple[str, float], ...] = ()
     roots: tuple[str, ...] = ("",)
     state: str = "train"
-    hparams: tuple[tuple[str, str], ...] = ()
+    hparams: tuple[tuple[str, object], ...] = ()
     lacks: str | None = None
     written: bool = True
     family: str = ""

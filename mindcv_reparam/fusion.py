@@ -93,9 +93,10 @@ def identity(channels: int, groups: int = 1, size: tuple[int, int] = (1, 1)) -> 
 
 def parallel(*branches: Linear) -> Linear:
     """The sum of branches on the same input, stride and "same" padding, on the largest of their kernels."""
-    size = tuple(max(branch.weight.shape[axis] for branch in branches) for axis in (2, 3))
-    padded = [pad_kernel(branch, size) for branch in branches]
-    return Linear(sum(branch.weight for branch in padded), sum(branch.bias for branch in padded))
+    height, width = (max(branch.weight.shape[axis] for branch in branches) for axis in (2, 3))
+    padded = [pad_kernel(branch, (height, width)) for branch in branches]
+    zero = np.zeros(())
+    return Linear(sum((branch.weight for branch in padded), zero), sum((branch.bias for branch in padded), zero))
 
 
 def on_pixels(linear: Linear, mean: Sequence[float], std: Sequence[float]) -> tuple[Linear, np.ndarray]:

@@ -268,8 +268,9 @@ def affine_of(cell: nn.Cell) -> fusion.Affine:
         TypeError: the Cell is no per-channel map.
     """
     if isinstance(cell, nn.BatchNorm2d):
-        arrays = (p.asnumpy() for p in (cell.gamma, cell.beta, cell.moving_mean, cell.moving_variance))
-        return fusion.batch_norm(*arrays, eps=cell.eps)
+        parameters = (cell.gamma, cell.beta, cell.moving_mean, cell.moving_variance)
+        gamma, beta, mean, variance = (parameter.asnumpy() for parameter in parameters)
+        return fusion.batch_norm(gamma, beta, mean, variance, cell.eps)
     if isinstance(cell, LayerScale):
         return fusion.affine(cell.gamma.asnumpy())
     raise TypeError(f"{type(cell).__name__} is no per-channel affine map")

@@ -82,7 +82,8 @@ def _check_depth(path: str | os.PathLike[str], text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise UserError(f"{path}:{event.start_mark.line + 1}: nested too deeply: settings are lines key: value")
+            line = event.start_mark.line + 1  # type: ignore[union-attr]  # events of a text have a place
+            raise UserError(f"{path}:{line}: nested too deeply: settings are lines key: value")
 
 
 def _text(node: yaml.Node, where: str) -> Text:

@@ -100,7 +100,7 @@ def images_to_compare_on(
 
     task = task_of(model)
     config = config.with_defaults(**preprocessing, dataset=task.datasets[0])
-    dataset = config.verify_data if config.verify_data in EMBEDDED else config.dataset
+    dataset = next((name for name in EMBEDDED if name == config.verify_data), config.dataset)
     if dataset not in EMBEDDED and not Path(config.verify_data).is_dir():
         raise UserError(
             f"verify_data {config.verify_data} is no folder: give that of a data set, or one of {', '.join(EMBEDDED)}"

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
-from mindcv_reparam.config import SETTINGS, Config
+from mindcv_reparam.config import Config
 from mindcv_reparam.data.cifar import Cifar10
 from mindcv_reparam.data.decoder import Decoder
 from mindcv_reparam.data.digits import Digits
@@ -19,8 +20,9 @@ from mindcv_reparam.data.source import ImageSource, with_classes
 from mindcv_reparam.data.splits import SPLIT, Division, Split, division_of, read_split
 from mindcv_reparam.errors import UserError
 
-EMBEDDED = ("digits", "scenes")  # come along, and need no folder
-_USUAL = {name: SETTINGS[name].default for name in ("train_split", "val_split")}
+Embedded = Literal["digits", "scenes"]  # come along, and need no folder
+EMBEDDED: tuple[Embedded, ...] = get_args(Embedded)
+_USUAL: dict[str, str] = {"train_split": Config.train_split, "val_split": Config.val_split}
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +54,9 @@ def create_dataset(
         raise UserError(f"{division}: {config.dataset} has validation images of its own")
     if config.dataset in ("coco", "yolo", "scenes"):
         objects = open_objects(config, train or division is not None, classes)
-        return objects if division is None else _part(objects, np.zeros(len(objects)), division, config, train, file)
+        if division is None or not isinstance(objects, AnnotatedFiles):
+            return objects
+        return _part(objects, np.zeros(len(objects)), division, config, train, file)
     if config.dataset in ("digits", "cifar10"):
         whole = Digits(train) if config.dataset == "digits" else Cifar10(config.data_dir, train)
         return with_classes(whole, classes)
@@ -115,7 +119,7 @@ def _part(
     return source.part(np.flatnonzero(split.held_out != train), split)
 
 
-def write_images(dataset: str, folder: str, count: int) -> None:
+def write_images(dataset: Embedded, folder: str, count: int) -> None:
     """The first validation images of an embedded data set as files, such as others come in."""
     source = create_dataset(Config(dataset=dataset), train=False)
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ class Decoder:
 
     @classmethod
     def of(cls, config: Config) -> "Decoder":
-        return cls(tuple(config.image_background), config.exif_orientation)
+        return cls(config.image_background, config.exif_orientation)
 
     def pixels(self, source: bytes | str | Path) -> np.ndarray:
         """An image file, or its bytes, as uint8 (H, W, 3), a writable array of its own.
@@ -135,7 +135,7 @@ class Decoder:
             bytes_per_pixel = kind.bytes_per_pixel
             if kind is KINDS["JPEG"]:
                 bytes_per_pixel = _jpeg_bytes_per_pixel(data)
-            elif kind is KINDS["TIFF"]:
+            elif isinstance(image, TiffImagePlugin.TiffImageFile):
                 bytes_per_pixel += _tiff_buffer(image) / (image.width * image.height)
             claim.take(_needed(kind, data, *image.size, bytes_per_pixel))
             look = _Look.of(image, self.background)

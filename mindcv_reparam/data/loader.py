@@ -97,15 +97,13 @@ class Loader:
         if self._ahead and self._ahead[0][0] != (epoch, step):
             self._drop_ahead()
         if not self._ahead:
-            self._submit((epoch, step))
+            self._ahead.append(((epoch, step), self._workers.submit(epoch, step)))
         _, future = self._ahead.popleft()
         last = self._ahead[-1][0] if self._ahead else (epoch, step)
-        while len(self._ahead) <= self._workers.count and (last := self._after(*last)) is not None:
-            self._submit(last)
+        while len(self._ahead) <= self._workers.count and (after := self._after(*last)) is not None:
+            last = after
+            self._ahead.append((last, self._workers.submit(*last)))
         return future
-
-    def _submit(self, place: tuple[int, int]) -> None:
-        self._ahead.append((place, self._workers.submit(*place)))
 
     def _drop_ahead(self) -> None:
         for _, future in self._ahead:

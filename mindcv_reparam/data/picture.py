@@ -88,7 +88,7 @@ class Picture:
         pixels = np.asarray(image.resize((size[1], size[0]), resampling))
         return Picture(pixels[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1].copy(), geometry=geometry)
 
-    def moved(self, matrix: tuple[float, ...], fill: tuple[int, int, int], resampling: Image.Resampling) -> "Picture":
+    def moved(self, matrix: tuple[float, ...], fill: tuple[int, ...], resampling: Image.Resampling) -> "Picture":
         """``Image.transform`` by the affine ``matrix`` from output to input."""
         geometry = _after(_inverse(matrix), self.geometry)
         if resampling == BICUBIC:

@@ -217,20 +217,21 @@ def train_transform(config: Config) -> TrainTransform:
     resampling = RESAMPLINGS[config.interpolation]
     size = height_and_width(config.image_resize)
     normalize = Normalize(tuple(config.mean), tuple(config.std))
-    policy = parse_auto_augment(config.auto_augment) if config.auto_augment else None
-    jittered = config.color_jitter > 0.0 and (policy is None or "3a" in config.auto_augment)
+    named = config.auto_augment
+    policy = parse_auto_augment(named) if named else None
+    jittered = config.color_jitter > 0.0 and (not named or "3a" in named)
     erasing = None
     if config.re_prob > 0.0:
         erasing = RandomErasing(
             probability=config.re_prob,
-            scale=tuple(config.re_scale),
-            ratio=tuple(config.re_ratio),
+            scale=config.re_scale,
+            ratio=config.re_ratio,
             mode=config.re_mode,
             value=config.re_value,
             attempts=config.re_max_attempts,
         )
     return TrainTransform(
-        crop=RandomResizedCrop(size, tuple(config.scale), tuple(config.ratio), resampling),
+        crop=RandomResizedCrop(size, config.scale, config.ratio, resampling),
         hflip=config.hflip,
         vflip=config.vflip,
         policy=policy,

@@ -45,7 +45,7 @@ class _Buffers:
             memory = np.empty(self._shape, dtype=np.float32)
         # NumPy makes a view of a view refer to the owner of the memory, but not past a buffer that is no array:
         # whatever the caller derives from this array keeps it alive.
-        array = np.frombuffer(memoryview(memory), dtype=np.float32)
+        array = np.frombuffer(memory.data, dtype=np.float32)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array.reshape(self._shape)
 
@@ -119,6 +119,9 @@ class _Worker:
             )
         finally:
             os.close(descriptor)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._asked, self._answers = self._process.stdin, self._process.stdout
         self._batches = batches
         self._recipe: Batches | None = batches
 
@@ -129,7 +132,7 @@ class _Worker:
             self._recipe = None
         self._send((epoch, step))
         try:
-            result = pickle.load(self._process.stdout)
+            result = pickle.load(self._answers)
         except (EOFError, pickle.UnpicklingError):
             raise UserError(self._obituary()) from None
         if isinstance(result, Exception):
@@ -145,8 +148,8 @@ class _Worker:
 
     def _send(self, message: object) -> None:
         try:
-            pickle.dump(message, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-            self._process.stdin.flush()
+            pickle.dump(message, self._asked, protocol=pickle.HIGHEST_PROTOCOL)
+            self._asked.flush()
         except BrokenPipeError:
             raise UserError(self._obituary()) from None
 

@@ -33,5 +33,6 @@ def write_air(graph: nn.Cell, path: str | os.PathLike[str], inputs: Sequence[Ten
         UserError: the file cannot be written.
     """
     with written_whole(path) as temporary, plain_output(temporary, ".air") as plain:
-        examples = [ms.Tensor(np.zeros(spec.shape, spec.dtype)) for spec in inputs]
+        shapes = [[size or 1 for size in spec.shape] for spec in inputs]  # all known, see check_air
+        examples = [ms.Tensor(np.zeros(shape, spec.dtype)) for shape, spec in zip(shapes, inputs)]
         ms.export(graph, *examples, file_name=str(plain), file_format="AIR")

@@ -28,15 +28,15 @@ ROOMS = (
             ),
             "pad: off centre": ("(rows, rows), (columns, columns)", "(0, 2 * rows), (columns, columns)"),
             "identity: wrong channel": ("outputs % (channels // groups),", "outputs % groups,"),
-            "parallel: kernels transposed": ("sum(branch.weight for", "sum(branch.weight.swapaxes(2, 3) for"),
-            "parallel: one bias": ("sum(branch.bias for branch in padded)", "padded[0].bias"),
+            "parallel: kernels transposed": ("sum((branch.weight for", "sum((branch.weight.swapaxes(2, 3) for"),
+            "parallel: one bias": ("sum((branch.bias for branch in padded), zero)", "padded[0].bias"),
         },
     ),
     Room(
         "mindcv_reparam/layers.py",
         "tests/test_layers.py",
         {
-            "another eps": ("eps=cell.eps)", "eps=1e-6)"),
+            "another eps": ("variance, cell.eps)", "variance, 1e-6)"),
             "bias overlooked": ("cell.bias.asnumpy() if cell.has_bias else None", "None"),
             "before: groups ignored": (
                 "fusion.affine_before(linear_of(layer), affine_of(norm), groups)",
@@ -384,7 +384,7 @@ ROOMS = (
             "rows of another image": ("writer.number(rows, dtype)])", "writer.number(rows - 1, dtype)])"),
             "rows of another image, one batch": ("np.arange(dims[0]) * rows", "np.arange(dims[0]) * dims[2]"),
             "every part from the start": ("0 if begin_mask >> axis & 1 else start", "0"),
-            "pixels between others": ('"nearest_mode": "floor"', '"nearest_mode": "ceil"'),
+            "pixels between others": ('nearest_mode="floor"', 'nearest_mode="ceil"'),
         },
     ),
     Room(

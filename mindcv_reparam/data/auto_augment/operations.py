@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
@@ -16,7 +17,7 @@ _VALUES = np.arange(256)
 class Style:
     """How geometric operations look: the colour of uncovered pixels and the filter."""
 
-    fill: tuple[int, int, int] = (128, 128, 128)
+    fill: tuple[int, ...] = (128, 128, 128)
     resampling: Image.Resampling = Image.Resampling.BICUBIC
 
 
@@ -104,7 +105,8 @@ GEOMETRIC: dict[str, Callable[[Picture, float, Style], Picture]] = {
     "TranslateXRel": lambda picture, v, style: _move(picture, (1, 0, v * picture.stored.shape[1], 0, 1, 0), style),
     "TranslateYRel": lambda picture, v, style: _move(picture, (1, 0, 0, 0, 1, v * picture.stored.shape[0]), style),
 }
-PHOTOMETRIC: dict[str, Callable[[Picture, float], Picture]] = {
+# The second argument is a whole number where bits or values of pixels are counted.
+PHOTOMETRIC: dict[str, Callable[[Picture, Any], Picture]] = {
     "AutoContrast": lambda picture, _: _autocontrast(picture),
     "Equalize": lambda picture, _: _equalize(picture),
     "Invert": lambda picture, _: _invert(picture),

@@ -36,14 +36,14 @@ def parse_auto_augment(text: str) -> Policy:
         raise UserError(
             f"auto_augment {shortened(text)!r}: unknown policy {shortened(name)!r}, of {', '.join(_OPTIONS)}{meant}"
         )
-    options = _parse_options(text, name, _rejoin_signs(sections))
+    options, weights = _parse_options(text, name, _rejoin_signs(sections))
     if name in AUTO_POLICIES:
         return _auto_augment(name, options)
     if name == "augmix":
         return _augmix(options)
     if name == "trivialaugwide":
         return _trivial_augment(options)
-    return _rand_augment(text, name, options)
+    return _rand_augment(text, name, options, weights)
 
 
 def _rejoin_signs(sections: list[str]) -> list[str]:
@@ -57,11 +57,13 @@ def _rejoin_signs(sections: list[str]) -> list[str]:
     return joined
 
 
-def _parse_options(text: str, name: str, sections: list[str]) -> dict[str, float | str]:
-    options: dict[str, float | str] = {}
+def _parse_options(text: str, name: str, sections: list[str]) -> tuple[dict[str, float], str | None]:
+    """The options that are numbers, by their letters, and the name behind the one that is none, "t"."""
+    options: dict[str, float] = {}
+    weights = None
     for section in sections:
         if name == "rand" and section.startswith("t"):
-            options["t"] = section[1:]
+            weights = section[1:]
             continue
         match = re.fullmatch(r"([a-z]+?)(-?\d+(?:\.\d*)?|inf)", section)
         if match is None or match[1] not in _OPTIONS[name]:
@@ -75,10 +77,10 @@ def _parse_options(text: str, name: str, sections: list[str]) -> dict[str, float
         if value < 0 and match[1] != "d":
             raise UserError(f"auto_augment {text!r}: {match[1]} must not be negative")
         options[match[1]] = value
-    return options
+    return options, weights
 
 
-def _auto_augment(name: str, options: dict[str, float | str]) -> AutoAugment:
+def _auto_augment(name: str, options: dict[str, float]) -> AutoAugment:
     table, posterize, deviation = AUTO_POLICIES[name]
     deviation = options.get("mstd", deviation)
     subpolicies = []
@@ -88,16 +90,16 @@ def _auto_augment(name: str, options: dict[str, float | str]) -> AutoAugment:
     return AutoAugment(tuple(subpolicies))
 
 
-def _rand_augment(text: str, name: str, options: dict[str, float | str]) -> RandAugment:
+def _rand_augment(text: str, name: str, options: dict[str, float], chosen: str | None) -> RandAugment:
     increasing = bool(options.get("inc", 0))
     plain, default_deviation = (MINDCV_PLAIN, 0.5) if name == "randaug" else (PLAIN, 0.0)
     weighted: dict[str, float] | None = None
     names = _increasing(plain) if increasing else plain
-    if "t" in options:
+    if chosen is not None:
         sets = {"weights": TIMM_WEIGHTS, "3aw": TIMM_3A_WEIGHTS, "3a": None}
-        if options["t"] not in sets:
-            raise UserError(f"auto_augment {text!r}: unknown set t{options['t']}, known are tweights, t3a and t3aw")
-        weighted = sets[options["t"]]
+        if chosen not in sets:
+            raise UserError(f"auto_augment {text!r}: unknown set t{chosen}, known are tweights, t3a and t3aw")
+        weighted = sets[chosen]
         names = tuple(weighted) if weighted else ("SolarizeIncreasing", "Desaturate", "GaussianBlur")
     elif "w" in options:
         if options["w"] != 0:
@@ -123,7 +125,7 @@ def _rand_augment(text: str, name: str, options: dict[str, float | str]) -> Rand
     return RandAugment(tuple(operation(kind) for kind in names), layers, weights)
 
 
-def _augmix(options: dict[str, float | str]) -> AugMix:
+def _augmix(options: dict[str, float]) -> AugMix:
     operation = partial(
         Operation,
         probability=1.0,
@@ -139,7 +141,7 @@ def _augmix(options: dict[str, float | str]) -> AugMix:
     )
 
 
-def _trivial_augment(options: dict[str, float | str]) -> RandAugment:
+def _trivial_augment(options: dict[str, float]) -> RandAugment:
     magnitude = options.get("m", 31.0)
     operations = (Operation(name, 1.0, magnitude, float("inf"), magnitude, "wide") for name in MINDCV_PLAIN)
     return RandAugment(tuple(operations), layers=1)

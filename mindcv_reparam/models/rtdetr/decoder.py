@@ -6,6 +6,7 @@ reference implementation (lyuwenyu/RT-DETR, rtdetr_pytorch). Scores, anchors and
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -66,7 +67,7 @@ def anchors_of(shapes: Shapes, queries: int) -> tuple[Tensor, Tensor]:
 class Mlp(nn.Cell):
     """Dense layers with ReLU between them."""
 
-    dense = staticmethod(dense)
+    dense: Callable[..., nn.Cell] = staticmethod(dense)
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int, num_layers: int):
         super().__init__()

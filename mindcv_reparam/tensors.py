@@ -12,6 +12,9 @@ STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 Size = Annotated[int, Ge(1), Le(2**16)]
 Name = Annotated[str, Len(1, 128)]
 
+# NumPy's names of numbers → those of the Open Inference Protocol.
+DATATYPES = {"float16": "FP16", "float32": "FP32", "uint8": "UINT8", "int32": "INT32", "int64": "INT64"}
+
 # max|Δ| / max|output| in float32 up to which two programs of one network are taken for equal.
 TOLERANCE = 2e-5
 

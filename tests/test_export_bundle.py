@@ -70,6 +70,7 @@ def test_a_bundle_is_whole_and_says_so(whole):
     folder, _ = whole
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         *("bundle.json", "labels.txt", "preprocessing.json", "report.md", "SHA256SUMS", "model.mindir", "model.onnx"),
+        *("README.md", "Dockerfile", "config.pbtxt"),
         *("ascend/aipp.cfg", "ascend/convert.sh", "ascend/lite.cfg"),
         *("sample/image.png", "sample/input.npy", "sample/expected.npz"),
     }

@@ -54,13 +54,14 @@ def bundles(tmp_path_factory):
     )
     write_bundle(folder / "colours")
     write_bundle(folder / "pixels", input_kind="rgb", output_kind="softmax", batch_sizes=(1, 4))
-    write_bundle(folder / "two best", output_kind="topk", batch_sizes=(2,))
-    return {name: folder / name for name in ("fastvit", "colours", "pixels", "two best")}
+    write_bundle(folder / "two=best", output_kind="topk", batch_sizes=(2,))
+    return {name: folder / name.replace(" ", "=") for name in ("fastvit", "colours", "pixels", "two best")}
 
 
 @pytest.fixture(scope="module")
 def server(bundles):
-    with Server(*bundles.values(), "--max_body_mb", MAX_BODY // 2**20) as server:
+    given = [path if name == path.name else f"{name}={path}" for name, path in bundles.items()]
+    with Server(*given, "--max_body_mb", MAX_BODY // 2**20) as server:
         yield server
         server.job.terminate()
         assert server.job.communicate(timeout=60) == ("", "")  # nothing that the tests did was worth a line
@@ -438,8 +439,14 @@ def test_two_models_of_one_name_are_one_line(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write_bundle(tmp_path / folder / "colours")
-    with pytest.raises(UserError, match="would both be the model colours: rename one of the folders"):
+    with pytest.raises(UserError, match="would both be the model colours: give one another name, NAME="):
         main(["serve", str(tmp_path / "a/colours"), str(tmp_path / "b/colours")])
+
+
+@pytest.mark.parametrize("word", ["=colours", "a/b=colours", "stats=colours"])
+def test_a_name_that_no_path_can_hold_is_one_line(word):
+    with pytest.raises(UserError, match=f"^{word}: '.*' is no name of a model: take one without slashes"):
+        main(["serve", word])
 
 
 def test_a_backend_that_the_bundle_has_no_file_for_is_one_line(tmp_path):

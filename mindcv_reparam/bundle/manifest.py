@@ -7,6 +7,8 @@ A bundle is a folder:
     labels.txt                  one class name a line, by index
     preprocessing.json          from an image file to the input
     sample/                     an image, the input it becomes and the outputs expected of it
+    README.md                   how it is checked, asked and served, for somebody who has nothing else
+    config.pbtxt, Dockerfile    for Triton, and for a container with the server; where there is an ONNX file
     ascend/                     convert.sh with the command lines of Ascend's converters, and what they read
     report.md                   where it comes from, what it costs, how far the formats agree
     SHA256SUMS                  of all other files, as sha256sum writes and checks them

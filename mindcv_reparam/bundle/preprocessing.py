@@ -25,6 +25,24 @@ def preprocessor(manifest: Manifest) -> Callable[[Image.Image], np.ndarray]:
     return dataclasses.replace(transform, normalize=_PIXELS.get(manifest.input_kind, transform.normalize))
 
 
+def in_words(manifest: Manifest) -> str:
+    """What is done to an image file, in sentences for somebody who programs it."""
+    config = Config(**manifest.preprocessing)
+    read = "turned as its EXIF tag says" if config.exif_orientation else "not turned by its EXIF tag"
+    background = ", ".join(map(str, config.image_background))
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (config.mean, config.std))
+    last = {
+        "normalized": f"Its channels, red first, are (value - mean) / std of values from 0 to 255, mean {mean}, std "
+        f"{std}: float32, (3, H, W).",
+        "rgb": "Its bytes are the input, red first, (H, W, 3): the model normalises.",
+        "bgr": "Its bytes are the input, blue first, (H, W, 3): the model normalises.",
+    }[manifest.input_kind]
+    return (
+        f"An image is decoded as RGB, {read}, transparent pixels on the colour ({background}). It is "
+        f"{manifest.results.transform(config).in_words}. {last}"
+    )
+
+
 def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 

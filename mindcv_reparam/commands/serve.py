@@ -1,10 +1,11 @@
 """Serve bundles over HTTP: Open Inference Protocol v2, image files, Prometheus metrics.
 
-    python -m mindcv_reparam serve exports/visformer_tiny exports/fastvit_t8 --port 8000
+    python -m mindcv_reparam serve exports/visformer_tiny flowers=exports/fastvit_t8 --port 8000
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/v2/models/visformer_tiny/classify?k=3'
 
-A model's name is its folder's. SIGTERM and Ctrl-C stop the server: it takes no more connections, finishes what is in
-flight and exits, with status 0 after SIGTERM and 130 after Ctrl-C. See docs/serving.md.
+A model's name is its folder's, or what stands before the "=". SIGTERM and Ctrl-C stop the server: it takes no more
+connections, finishes what is in flight and exits, with status 0 after SIGTERM and 130 after Ctrl-C. docs/serving.md has
+the rest.
 """
 
 import argparse
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = " (default: %(default)s)"
-    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folder that export.py wrote")
+    parser.add_argument("bundles", nargs="+", metavar="[NAME=]BUNDLE", help="folder that export.py wrote")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all" + default)
     parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="0 takes a free one" + default)
     parser.add_argument("--backend", choices=BACKENDS, help="what runs the models (default: the first that fits each)")
@@ -54,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    _check_names(args.bundles)
+    bundles = _named(args.bundles)
     require("fastapi", "prometheus_client", "uvicorn")
-    backends = [backend_for(bundle, args.backend) for bundle in args.bundles]
+    backends = [backend_for(bundle, args.backend) for bundle in bundles.values()]
     from mindcv_reparam.serving import server
 
     server.allow_connections(args.max_connections)
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         from mindcv_reparam.serving.app import application
         from mindcv_reparam.serving.model import load_model
 
-        models = [load_model(bundle, backend) for bundle, backend in zip(args.bundles, backends)]
+        models = [load_model(bundle, backend, name) for (name, bundle), backend in zip(bundles.items(), backends)]
         names = ", ".join(f"{model.name} ({model.platform})" for model in models)
         log = AccessLog(sys.stderr) if not args.no_access_log else None
         app = application(models, _limits(args), log)
@@ -95,13 +96,21 @@ def _limits(args: argparse.Namespace) -> "Limits":
     )
 
 
-def _check_names(bundles: Sequence[str]) -> None:
+def _named(bundles: Sequence[str]) -> dict[str, str]:
+    """The folders by the names of their models."""
     folders: dict[str, str] = {}
-    for bundle in bundles:
-        name = Path(bundle).resolve().name
+    for word in bundles:
+        name, equals, bundle = word.partition("=")
+        if not equals or Path(word).is_dir():  # folders may have any name
+            name, bundle = Path(word).resolve().name, word
+        if not name or "/" in name or name == "stats":
+            raise UserError(f"{word}: {name!r} is no name of a model: take one without slashes, other than stats")
         if name in folders:
-            raise UserError(f"{folders[name]} and {bundle} would both be the model {name}: rename one of the folders")
+            raise UserError(
+                f"{folders[name]} and {bundle} would both be the model {name}: give one another name, NAME={bundle}"
+            )
         folders[name] = bundle
+    return folders
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -196,9 +196,21 @@ class EvalTransform:
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         return self.normalize(image.crop((left, top, left + self.size[1], top + self.size[0])))
 
+    @property
+    def in_words(self) -> str:
+        covered, size = ("{} x {}".format(*sides) for sides in (self.covered, self.size))
+        how = f"resized ({self.resampling.name.lower()}, as Pillow does it) with its aspect, "
+        return how + f"until it just covers {covered} (height x width), cropped to the {size} in its centre"
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """(H, W) that the resized image covers."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.size)
+        return height, width
+
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Size before the crop: the aspect stays, the tighter side meets its target."""
-        target_height, target_width = (math.floor(side / self.crop_pct) for side in self.size)
+        target_height, target_width = self.covered
         if target_height != target_width:  # timm's ResizeKeepRatio
             ratio = min(height / target_height, width / target_width)
             return round(height / ratio), round(width / ratio)

@@ -23,6 +23,7 @@ from mindcv_reparam.export import ascend
 from mindcv_reparam.export.air import check_air, write_air
 from mindcv_reparam.export.graph import Deployment, Interface, prepare, reference
 from mindcv_reparam.export.mindir import write_mindir
+from mindcv_reparam.export.operator_files import operator_files
 from mindcv_reparam.export.report import Measurement, Report, Source, report_text
 from mindcv_reparam.files import written_folder
 from mindcv_reparam.run.accuracy import Comparison
@@ -95,8 +96,10 @@ def write_bundle(
         write_manifest(manifest, temporary)
         write_sample(temporary, manifest, deployment.expected)
         (temporary / ascend.FOLDER).mkdir()
-        for name, text in ascend.ascend_files(manifest).items():
-            (temporary / ascend.FOLDER / name).write_text(text, encoding="utf-8")
+        texts = {f"{ascend.FOLDER}/{name}": text for name, text in ascend.ascend_files(manifest).items()}
+        texts |= operator_files(_text(Path(os.path.abspath(folder)).name), manifest)
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         report = Report(manifest, _source(candidate), measured, _rounding(candidate, deployment, preprocessing))
         (temporary / REPORT).write_text(report_text(report), encoding="utf-8")
         write_checksums(temporary)

@@ -11,10 +11,9 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from mindcv_reparam.bundle.manifest import TensorSpec
 from mindcv_reparam.serving.refused import Refused
+from mindcv_reparam.tensors import DATATYPES, TensorSpec
 
-DATATYPES = {"float16": "FP16", "float32": "FP32", "uint8": "UINT8", "int32": "INT32", "int64": "INT64"}
 SKELETON_BYTES = 64 * 2**10  # of a request without the data of its tensor: names, shapes, parameters
 _PIECE = 64 * 2**10  # characters that become numbers at a time, a millisecond's work in which other threads wait
 _SCAN = 2**20  # characters that are looked through at a time

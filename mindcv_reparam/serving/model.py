@@ -17,7 +17,7 @@ from mindcv_reparam.tensors import TensorSpec
 
 
 class Model:
-    """A model under the name of its bundle's folder.
+    """A model under its name.
 
     Attributes:
         platform: as the protocol's metadata tell it, "onnxruntime_onnx".
@@ -94,8 +94,8 @@ def _of_any_batch(spec: TensorSpec) -> TensorSpec:
     return dataclasses.replace(spec, shape=(None, *spec.shape[1:]))
 
 
-def load_model(folder: str | os.PathLike[str], backend: str | None = None) -> Model:
-    """The model of a bundle, run once.
+def load_model(folder: str | os.PathLike[str], backend: str | None = None, name: str | None = None) -> Model:
+    """The model of a bundle, run once; without a name it has that of the folder.
 
     Raises:
         UserError: the bundle or the backend is not there, or they do not fit.
@@ -103,6 +103,6 @@ def load_model(folder: str | os.PathLike[str], backend: str | None = None) -> Mo
     folder = Path(folder).resolve()
     manifest, backend = read_manifest(folder), backend_for(folder, backend)
     platform = f"{backend}_{BACKENDS[backend][0].lower()}"
-    model = Model(folder.name, manifest, bundle_program(folder, backend), platform)
+    model = Model(name or folder.name, manifest, bundle_program(folder, backend), platform)
     model.warm_up()
     return model

@@ -17,10 +17,9 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, NonNegativeInt, Pos
 
 from mindcv_reparam.bundle.manifest import Manifest
 from mindcv_reparam.serving import json_tensor
-from mindcv_reparam.serving.json_tensor import DATATYPES
 from mindcv_reparam.serving.model import Model
 from mindcv_reparam.serving.refused import Refused
-from mindcv_reparam.tensors import TensorSpec
+from mindcv_reparam.tensors import DATATYPES, TensorSpec
 
 VERSION = "1"  # of every model: a bundle has one
 EXTENSIONS = ("binary_tensor_data", "classification")

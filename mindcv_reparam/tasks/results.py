@@ -22,10 +22,14 @@ class Transform(Protocol):
 
     Attributes:
         normalize: the last step, from the resized image to the array; models that take bytes do without it.
+        in_words: the steps before it, after "it is".
     """
 
     @property
     def normalize(self) -> Callable[[Image.Image], np.ndarray]: ...
+
+    @property
+    def in_words(self) -> str: ...
 
     def __call__(self, image: Image.Image) -> np.ndarray: ...
 

@@ -206,6 +206,11 @@ class EvalTransform:
     def __call__(self, image: Image.Image) -> np.ndarray:
         return self.normalize(image.resize(self.size[::-1], self.resampling))
 
+    @property
+    def in_words(self) -> str:
+        size, how = "{} x {}".format(*self.size), self.resampling.name.lower()
+        return f"resized ({how}, as Pillow does it) to {size} (height x width) without regard to its aspect"
+
 
 def train_transform(config: Config) -> TrainTransform:
     """The training transform of a Config."""

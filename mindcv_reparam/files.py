@@ -54,8 +54,7 @@ def written_folder(path: str | os.PathLike[str], marker: str) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     temporary, old = (path.parent / f".{path.name}.{os.getpid()}.{kind}" for kind in ("tmp", "old.tmp"))
     try:
-        if path.exists() and not (path / marker).is_file() and (path.is_file() or any(path.iterdir())):
-            raise UserError(f"{path} holds other things, which would be lost: name a new folder")
+        check_replaceable(path, marker)
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):
@@ -81,6 +80,18 @@ def _replace_folder(new: Path, path: Path, old: Path) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(path: str | os.PathLike[str], marker: str) -> None:
+    """Raise UserError where :func:`written_folder` would, before the work of filling it."""
+    path = Path(path)
+    if path.exists() and not (path / marker).is_file() and (path.is_file() or any(path.iterdir())):
+        raise UserError(f"{path} holds other things, which would be lost: name a new folder")
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """A file's name as text that can be written anywhere, though Linux allows names of any bytes."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -65,11 +65,12 @@ ALLOWED = {
     "bundle": BASE | {"registry", "config", "data", "tasks"},
     "run": WEIGHTS | {"bundle", "data", "runtime", "tasks"},
     "export": WEIGHTS | CELLS | {"bundle", "run", "data", "complexity", "tasks"},
+    "report": {"errors"},
     "serving": BASE | {"bundle", "run", "data", "tasks"},
     "complexity": WEIGHTS,
     "data": BASE | {"config", "distributed", "yaml_file"},
     "precision": BASE,
-    "tasks": WEIGHTS | {"zoo", "features", "config", "data", "watch", "distributed", "precision"},
+    "tasks": WEIGHTS | {"zoo", "features", "config", "data", "watch", "distributed", "precision", "report"},
     "training": WEIGHTS
     | {"tree", "zoo", "features", "config", "cpu", "data", "watch", "distributed", "precision", "stochastic", "tasks"}
     | {"votes", "meeting"},

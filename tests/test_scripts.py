@@ -93,16 +93,23 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
 def test_every_validation_image_counts_once_whatever_the_ranks_and_batches(trained):
     folder, _ = trained
     checkpoint, config = folder / "visformer_tiny_best.ckpt", folder / "visformer_tiny.yaml"
-    results = []
+    results, examined = [], []
     for ranks, batch in ((1, 32), (1, 49), (2, 50)):
         output = folder.parent / f"{ranks}_{batch}.json"
+        report = folder.parent / f"{ranks}_{batch}"
         arguments = ("-c", config, "--ckpt_path", checkpoint, "--batch_size", batch, "--output", output)
-        out, _ = run(ROOT / "validate.py", *arguments, ranks=ranks)
+        out, _ = run(ROOT / "validate.py", *arguments, "--report", report, ranks=ranks)
         assert out.count("top-1") == 1
         results.append(json.loads(output.read_text()))
+        examined.append(json.loads((report / "images.json").read_text()))
     assert [result["samples"] for result in results] == [360] * 3
     assert len({(result["correct1"], result["correct5"]) for result in results}) == 1
     assert np.ptp([result["loss"] for result in results]) < 1e-6
+    for one in examined[1:]:
+        assert [image["file"] for image in one["images"]] == [image["file"] for image in examined[0]["images"]]
+        assert [image["right"] for image in one["images"]] == [image["right"] for image in examined[0]["images"]]
+        assert one["classes"] == examined[0]["classes"]
+        assert one["calibration"] == pytest.approx(examined[0]["calibration"], rel=1e-3)
     best = max(float(row["top1"]) for row in csv.DictReader((folder / "metrics.csv").open()))
     assert results[0]["top1"] == pytest.approx(best)
 

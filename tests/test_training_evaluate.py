@@ -14,8 +14,8 @@ IMAGES = RNG.normal(size=(23, 6)).astype(np.float32)
 LABELS = RNG.integers(6, size=23).astype(np.int32)
 
 
-def evaluate(network, loader, ranks):
-    return evaluate_task(network, loader, AccuracyEvaluator(), ranks)
+def evaluate(network, loader, ranks, latencies=None):
+    return evaluate_task(network, loader, AccuracyEvaluator(), ranks, latencies)
 
 
 class Loader:
@@ -52,6 +52,14 @@ def test_every_sample_counts_once_whatever_the_batch_size():
     assert network.training
     assert result.top1 == pytest.approx(100 * result.correct1 / 23)
     assert set(result.metrics("ema_")) == {"ema_val_loss", "ema_top1", "ema_top5"}
+
+
+@pytest.mark.parametrize(("batch_size", "timed"), [(4, 5), (12, 1), (23, 1)])
+def test_every_batch_but_the_first_is_timed_and_a_single_one_again(batch_size, timed):
+    latencies = []
+    evaluate(Doubled(), Loader(batch_size), Alone(), latencies)
+    assert len(latencies) == timed
+    assert min(latencies) > 0
 
 
 def test_two_ranks_give_the_counts_of_one():

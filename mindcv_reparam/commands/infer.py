@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from mindcv_reparam.bundle.manifest import read_manifest
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.files import shown
 from mindcv_reparam.labels import read_labels
 from mindcv_reparam.run.contact_sheet import CAPACITY, write_contact_sheet
 from mindcv_reparam.run.drawings import Drawings
 from mindcv_reparam.run.image_files import find_images
 from mindcv_reparam.run.prediction import Prediction, Predictor, Skipped
-from mindcv_reparam.run.prediction_files import WRITERS, line, shown
+from mindcv_reparam.run.prediction_files import WRITERS, line
 from mindcv_reparam.run.runners import BACKENDS, backend_for, bundle_program
 from mindcv_reparam.runtime import prepare
 from mindcv_reparam.settings import whole_number

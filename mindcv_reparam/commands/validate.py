@@ -7,12 +7,14 @@ mpirun -n 8 python -m mindcv_reparam validate ...
 import argparse
 import json
 import logging
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindcv_reparam.config import Config, add_settings, configuration
 from mindcv_reparam.errors import Parser, require
-from mindcv_reparam.files import check_checkpoint, written_whole
+from mindcv_reparam.files import check_checkpoint, check_replaceable, written_folder, written_whole
 
 if TYPE_CHECKING:
     from mindspore.nn import Cell
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mindcv_reparam.distributed import Ranks
 
 
+_PAGE = "report.html"
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +35,8 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = configuration(args, "validate")
     check_checkpoint(config.ckpt_path)
+    if config.report:
+        check_replaceable(config.report, _PAGE)
     require("mindspore", "numpy", "PIL")
     from mindcv_reparam import distributed, runtime
 
@@ -43,29 +48,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _announce(config: Config, info: "CheckpointInfo", source: "ImageSource", images: int, network: "Cell") -> None:
-    """Log what will be measured, and what looks like a mistake."""
-    from mindcv_reparam.data.outline import block, data_doubts, described, place_of
+def _facts(
+    config: Config, info: "CheckpointInfo", source: "ImageSource", images: int, network: "Cell"
+) -> list[tuple[str, str]]:
+    """What will be measured."""
+    from mindcv_reparam.data.outline import described, place_of
 
     part = "" if images == len(source) else f"; {images} of them are validated"
     count = sum(parameter.size for parameter in network.get_parameters()) / 1e6
-    rows = [
+    return [
         ("data", f"{place_of(config)}: {described(source)}{part}"),
         ("model", f"{info.model} ({info.state}), {info.hparams['num_classes']} classes, {count:.3f} M numbers"),
         ("weights", config.ckpt_path),
     ]
-    _log.info("this validation:\n%s", block(rows))
-    for line in data_doubts(config, source):
-        _log.warning("%s", line)
+
+
+def _write(files: Mapping[str, str], folder: Path) -> None:
+    """Write a report's folder, where this rank has files for it."""
+    if files:
+        with written_folder(folder, _PAGE) as temporary:
+            for name, text in files.items():
+                (temporary / name).write_text(text, encoding="utf-8")
+        _log.info("%s shows what was found", folder / _PAGE)
 
 
 def _measure(config: Config, device: str, ranks: "Ranks") -> None:
     # MindSpore must not be imported before runtime.prepare, nor for --help.
     from mindcv_reparam.cpu import use_kernels
     from mindcv_reparam.data import create_dataset
+    from mindcv_reparam.data.outline import block, data_doubts
     from mindcv_reparam.labels import check_order, class_folders
     from mindcv_reparam.precision import mixed_precision, supported_level
     from mindcv_reparam.tasks import check_dataset, open_loader, task_of
+    from mindcv_reparam.tasks.about import about_of
     from mindcv_reparam.tasks.evaluate import evaluate
     from mindcv_reparam.zoo import model_from_checkpoint
 
@@ -82,9 +97,20 @@ def _measure(config: Config, device: str, ranks: "Ranks") -> None:
     source = create_dataset(config, train=False, classes=classes, run=Path(config.ckpt_path).parent)
     check_order(classes, source.classes, outputs)
     with open_loader(task, source, config, False, ranks.rank, ranks.size) as loader:
+        images = loader.batches.sampler.epoch_length
+        facts = _facts(config, info, source, images, network)
         if ranks.is_main:
-            _announce(config, info, source, loader.batches.sampler.epoch_length, network)
-        result = evaluate(network, loader, task.evaluator(source), ranks)
+            _log.info("this validation:\n%s", block(facts))
+            for line in data_doubts(config, source):
+                _log.warning("%s", line)
+        examiner = task.examiner(loader.batches) if config.report else None
+        latencies: list[float] | None = [] if examiner else None
+        result = evaluate(network, loader, examiner or task.evaluator(source), ranks, latencies)
+        if examiner:
+            facts.append(("left out", f"{images - result.samples} images that cannot be read"))
+            latency = statistics.median(latencies or [0.0]) / config.batch_size
+            about = about_of(config, info, facts, source.classes, latency)
+            _write(examiner.report(ranks, result, about), Path(config.report))
     if ranks.is_main:
         print(f"{info.model} ({info.state}): {result.line()}, {result.images_per_second:.1f} img/s")
         if config.output:

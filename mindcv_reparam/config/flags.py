@@ -65,7 +65,7 @@ def configuration(arguments: argparse.Namespace, command: str) -> Config:
 
 def _shape(name: str, hint: Any) -> dict[str, Any]:
     """How many words a flag takes, and what the help calls them."""
-    path = name.endswith(("_dir", "_path", "_ckpt")) or name in ("output", "labels", "verify_data")
+    path = name.endswith(("_dir", "_path", "_ckpt")) or name in ("output", "labels", "verify_data", "report")
     kinds = {bool: "BOOL", int: "N", float: "X", str: "PATH" if path else "NAME"}
     listed = choices(hint)
     metavar = next(

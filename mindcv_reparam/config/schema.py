@@ -319,6 +319,7 @@ class Config:
     verify_data: str = _export(
         "E", "", "compare accuracies with the checkpoint's on this data set: a folder, or digits or scenes"
     )
+    report: str = _export("V", "", "folder for a page of what was found, with tables of every image")
     output: str | None = _export("VE", None, "validate: JSON file of the results; export: folder of the bundle")
 
     def __post_init__(self) -> None:

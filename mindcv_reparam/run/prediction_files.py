@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mindcv_reparam.files import written_whole
+from mindcv_reparam.files import shown, written_whole
 from mindcv_reparam.run.prediction import Prediction, Predictor, Skipped
 from mindcv_reparam.tasks.results import Label, Results
-
-
-def shown(file: Path) -> str:
-    """A file's name as text that can be written anywhere, though Linux allows names of any bytes."""
-    return str(file).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def line(results: Results[Any], prediction: Prediction, label: Label) -> str:

@@ -5,6 +5,7 @@ import time
 import weakref
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 
 from mindcv_reparam import watch
@@ -16,8 +17,18 @@ _log = logging.getLogger(__name__)
 _compiled: "weakref.WeakSet[nn.Cell]" = weakref.WeakSet()  # for evaluation
 
 
-def evaluate(network: nn.Cell, loader: EvalLoader, evaluator: Evaluator, ranks: Ranks) -> Evaluation:
+def evaluate(
+    network: nn.Cell,
+    loader: EvalLoader,
+    evaluator: Evaluator,
+    ranks: Ranks,
+    latencies: list[float] | None = None,
+) -> Evaluation:
     """Evaluate in evaluation mode; the network's training flag is restored. Collective.
+
+    Args:
+        latencies: gets the seconds that the network alone took for each batch of this rank, without the first one,
+            which may be spent on compilation; where there is no other, it is run again.
 
     Raises:
         UserError: there was no image.
@@ -32,15 +43,26 @@ def evaluate(network: nn.Cell, loader: EvalLoader, evaluator: Evaluator, ranks: 
     watch.at("the reading of the first images of the validation", compiles=compiles)
     for number, (images, *targets) in enumerate(loader.epoch(0), 1):
         watch.at(f"batch {number} of the validation", compiles=compiles and number == 1)
-        outputs = network(Tensor(images))
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        clock.count(evaluator.add(tuple(output.asnumpy() for output in outputs), tuple(targets)))
+        outputs, seconds = _run(network, images)
+        if latencies is not None and number > 1:
+            latencies.append(seconds)
+        clock.count(evaluator.add(outputs, tuple(targets)))
+    if latencies == []:
+        latencies.append(_run(network, images)[1])
     network.set_train(was_training)
     watch.at("the sums of the validation")
     result = evaluator.result(ranks, clock.rate)
     if result.samples == 0:
         raise UserError("nothing to evaluate: the validation split has no readable image; check data_dir and val_split")
     return result
+
+
+def _run(network: nn.Cell, images: np.ndarray) -> tuple[tuple[np.ndarray, ...], float]:
+    """Outputs, and the seconds until they were here."""
+    start = time.perf_counter()
+    outputs = network(Tensor(images))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return tuple(output.asnumpy() for output in outputs), time.perf_counter() - start
 
 
 def announce_compilation(what: str) -> None:

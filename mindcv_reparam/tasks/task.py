@@ -13,6 +13,7 @@ from mindcv_reparam.data import ImageSource
 from mindcv_reparam.data.batches import Batches
 from mindcv_reparam.data.sampler import Shard
 from mindcv_reparam.distributed import Ranks
+from mindcv_reparam.tasks.about import About
 from mindcv_reparam.tasks.results import Results
 
 if TYPE_CHECKING:  # --help must not import MindSpore
@@ -68,6 +69,17 @@ class Evaluator(Protocol):
 
     def result(self, ranks: Ranks, images_per_second: float) -> Evaluation:
         """Over all ranks; collective. ``images_per_second`` is this rank's."""
+
+
+class Examiner(Evaluator, Protocol):
+    """An evaluator that keeps what was told of every image."""
+
+    def report(self, ranks: Ranks, evaluation: Any, about: About) -> dict[str, str]:
+        """Contents of files by name, ``report.html`` among them; none but on the main rank. Collective.
+
+        Args:
+            evaluation: what :meth:`result` gave.
+        """
 
 
 class EvalLoader(Protocol):
@@ -159,6 +171,13 @@ class Task(Protocol):
 
     def evaluator(self, source: ImageSource) -> Evaluator:
         """For one validation on the images of a source. Raises UserError where they have not the task's targets."""
+
+    def examiner(self, batches: Batches) -> Examiner:
+        """For one validation that ends in a report. Raises UserError where the task has none.
+
+        Args:
+            batches: of this rank, in the order in which they are handed over.
+        """
 
     def head(self, kind: str, most: int | None) -> Head:
         """What export puts behind a network.

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from mindcv_reparam.config import Config
 from mindcv_reparam.data import ImageSource, parse_auto_augment
+from mindcv_reparam.data.batches import Batches
 from mindcv_reparam.data.sampler import Shard
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.registry import model_info, models
 from mindcv_reparam.tasks.classification.agreement import Top1Comparison
 from mindcv_reparam.tasks.classification.batches import EvalBatches, TrainBatches, create_batches
 from mindcv_reparam.tasks.classification.evaluation import AccuracyEvaluator
+from mindcv_reparam.tasks.classification.examination import ClassificationExaminer
 from mindcv_reparam.tasks.classification.results import ClassificationResults
 from mindcv_reparam.tasks.task import Metric
 
@@ -77,6 +79,10 @@ class Classification:
 
     def evaluator(self, source: ImageSource) -> AccuracyEvaluator:
         return AccuracyEvaluator()
+
+    def examiner(self, batches: Batches) -> ClassificationExaminer:
+        assert isinstance(batches, EvalBatches), "a validation has no others"
+        return ClassificationExaminer(batches)
 
     def head(self, kind: str, most: int | None) -> ClassificationHead:
         from mindcv_reparam.tasks.classification.heads import ClassificationHead

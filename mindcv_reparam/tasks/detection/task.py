@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mindcv_reparam.config import SETTINGS, Config
 from mindcv_reparam.data import ImageSource
+from mindcv_reparam.data.batches import Batches
 from mindcv_reparam.data.objects import DetectionSource
 from mindcv_reparam.data.sampler import Shard
 from mindcv_reparam.data.transforms import height_and_width
@@ -15,7 +16,7 @@ from mindcv_reparam.tasks.detection.agreement import PrecisionComparison
 from mindcv_reparam.tasks.detection.batches import EvalBatches, TrainBatches, create_batches
 from mindcv_reparam.tasks.detection.evaluation import NAMES, CocoEvaluator
 from mindcv_reparam.tasks.detection.results import DetectionResults
-from mindcv_reparam.tasks.task import Metric
+from mindcv_reparam.tasks.task import Examiner, Metric
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -70,6 +71,9 @@ class Detection:
 
     def evaluator(self, source: ImageSource) -> CocoEvaluator:
         return CocoEvaluator(_with_objects(source))
+
+    def examiner(self, batches: Batches) -> Examiner:
+        raise UserError("a report is for classifiers: of a detector, --output FILE has the AP of every class")
 
     def head(self, kind: str, most: int | None) -> DetectionHead:
         from mindcv_reparam.tasks.detection.heads import DetectionHead

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.util
 import io
 import json
 import socket
@@ -84,6 +85,15 @@ class Server:
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         connection.sendall("\r\n".join([*lines, "", ""]).encode() + body[:-1])
         return connection
+
+
+def triton_schema():
+    """Triton's published ModelConfig; its module needs protobuf alone, the package around it gRPC."""
+    (package,) = importlib.util.find_spec("tritonclient").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(package, "grpc/model_config_pb2.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def finish(connection, rest):

@@ -1,6 +1,5 @@
 """What a bundle brings for somebody who has nothing else and shall serve it."""
 
-import importlib.util
 import json
 import os
 import shlex
@@ -18,7 +17,7 @@ from google.protobuf import json_format, text_format
 from onnx import TensorProto
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from served import CLASSIFY, Server, picture
+from served import CLASSIFY, Server, picture, triton_schema
 from test_documents import command_lines, parse
 from test_infer import manifest, write_bundle
 
@@ -48,12 +47,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def schema():
-    """Triton's published message; its module needs protobuf alone, the package around it gRPC."""
-    (package,) = importlib.util.find_spec("tritonclient").submodule_search_locations
-    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(package, "grpc/model_config_pb2.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return triton_schema()
 
 
 def dims(value):

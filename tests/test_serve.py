@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from google.protobuf import json_format
 from networks import randomise
-from served import CLASSIFY, INFER, Server, finish, picture, request_json
+from served import CLASSIFY, INFER, Server, finish, picture, request_json, triton_schema
 from test_infer import COLOURS, SIZE, write_bundle
 
 from mindcv_reparam import create_model, reparameterize
@@ -33,6 +34,7 @@ from mindcv_reparam.run.runners import bundle_program
 from mindcv_reparam.tasks.classification.results import most_probable
 
 MAX_BODY = 2**20
+EXTENSIONS = ["binary_tensor_data", "classification", "statistics", "model_configuration"]
 FOREVER_MS = 60_000
 
 
@@ -99,7 +101,7 @@ def test_health_and_metadata(server):
     assert client.is_model_ready("two best", "1")
     assert not client.is_model_ready("fastvit", "2")
     assert not client.is_model_ready("no model")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "classification"]
+    assert client.get_server_metadata()["extensions"] == EXTENSIONS
     assert client.get_model_metadata("fastvit", "1") == {
         "name": "fastvit",
         "versions": ["1"],
@@ -192,6 +194,55 @@ def test_metrics(server):
         assert server.metric(f"mindcv_reparam_{name}_count", model="colours") >= 1
     assert server.metric("mindcv_reparam_requests_in_progress") == 0
     assert server.metric("process_resident_memory_bytes") > 0
+
+
+@pytest.mark.slow
+def test_statistics_are_those_of_triton_s_extension(bundles):
+    with Server(bundles["colours"], "--max_batch_size", 4, "--max_delay_ms", FOREVER_MS) as server:
+        client, begun = server.client(concurrency=2), time.time()
+        assert client.get_inference_statistics("colours")["model_stats"][0]["last_inference"] == 0
+        pair = [client.async_infer("colours", tensor(random_input(bundles["colours"], 2, n))) for n in range(2)]
+        assert [one.get_result().as_numpy("scores").shape for one in pair] == [(2, 3), (2, 3)]
+        client.infer("colours", tensor(random_input(bundles["colours"], 5)))
+        assert server.request(CLASSIFY, b"no image")[0] == 400
+        everything = client.get_inference_statistics()
+        (found,) = everything["model_stats"]
+        assert client.get_inference_statistics("colours", "1") == everything
+        with pytest.raises(triton.InferenceServerException, match="no model 'colors'"):
+            client.get_inference_statistics("colors")
+    assert (found["name"], found["version"]) == ("colours", "1")
+    assert begun <= found["last_inference"] / 1000 <= time.time()
+    assert (found["inference_count"], found["execution_count"]) == (9, 2)
+    stats = found["inference_stats"]
+    assert {name: one["count"] for name, one in stats.items()} == {
+        **{"success": 3, "fail": 1, "queue": 3, "cache_hit": 0},
+        **{"compute_input": 3, "compute_infer": 3, "compute_output": 3},
+    }
+    batches = {one["batch_size"]: one for one in found["batch_stats"]}
+    parts = ("compute_input", "compute_infer", "compute_output")
+    assert {size: [one[part]["count"] for part in parts] for size, one in batches.items()} == {4: [1] * 3, 5: [1] * 3}
+    for part in parts:  # each of the two requests takes as long as their batch
+        assert abs(stats[part]["ns"] - 2 * batches[4][part]["ns"] - batches[5][part]["ns"]) <= 2
+    parts = sum(stats[part]["ns"] for part in ("queue", *parts))
+    assert 0 < parts < stats["success"]["ns"] < 60e9
+
+
+@pytest.mark.slow
+def test_the_configuration_is_triton_s(server):
+    client, schema = server.client(), triton_schema()
+    configs = {name: client.get_model_config(name) for name in ("fastvit", "pixels", "two best")}
+    assert client.get_model_config("fastvit", "1") == configs["fastvit"]
+    for name, config in configs.items():
+        parsed, metadata = json_format.ParseDict(config, schema.ModelConfig()), client.get_model_metadata(name)
+        assert (parsed.name, parsed.platform) == (name, metadata["platform"])
+        assert parsed.dynamic_batching.max_queue_delay_microseconds == 0
+        for kind, tensors in (("inputs", parsed.input), ("outputs", parsed.output)):
+            assert [(one.name, schema.DataType.Name(one.data_type), [-1, *one.dims]) for one in tensors] == [
+                (one["name"], f"TYPE_{one['datatype']}", one["shape"]) for one in metadata[kind]
+            ]
+    assert {name: config["max_batch_size"] for name, config in configs.items()} == {
+        **{"fastvit": 8, "pixels": 4, "two best": 2}
+    }
 
 
 # what clients do wrong

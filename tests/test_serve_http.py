@@ -52,7 +52,7 @@ def test_the_page_of_routes_needs_nothing_from_elsewhere(server):
     page = body.decode()
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     routes = json.loads(server.request("/openapi.json")[2])["paths"]
-    assert len(routes) == 13
+    assert len(routes) == 18
     assert all(f"<code>{route}</code>" in page for route in routes)
     assert "//" not in page
     assert "<script" not in page
@@ -87,8 +87,10 @@ def test_a_body_of_another_kind_is_told_what_to_send(server, case):
 
 def test_the_access_log_has_a_line_for_every_request(bundles):
     with Server(bundles[0], access_log=True) as server:
-        _, _, body = server.request("/v2/models/colours")
-        assert server.request(CLASSIFY + '?k="%0A', b"no image")[0] == 400
+        _, headers, body = server.request("/v2/models/colours", headers={"X-Request-ID": "from-a-proxy"})
+        assert headers["X-Request-ID"] == "from-a-proxy"
+        status, headers, _ = server.request(CLASSIFY + '?k="%0A', b"no image", {"X-Request-ID": "x" * 129})
+        assert status == 400
         server.begin(INFER, request_json()).close()
         server.wait_for_metric(1, "mindcv_reparam_requests_total", endpoint="infer", status="400")
         server.job.terminate()
@@ -100,8 +102,11 @@ def test_the_access_log_has_a_line_for_every_request(bundles):
         ("POST", INFER, 400),
     ]
     assert lines[0]["bytes"] == len(body)
+    assert [line["model"] for line in lines] == ["colours"] * 3
+    assert [line["id"] for line in lines[:2]] == ["from-a-proxy", headers["X-Request-ID"]]
+    assert all(re.fullmatch("[0-9a-f]{16}", line["id"]) for line in lines[1:])
     for line in lines:
-        assert list(line) == ["time", "client", "method", "path", "status", "bytes", "ms"]
+        assert list(line) == ["time", "id", "client", "method", "path", "model", "status", "bytes", "ms"]
         assert datetime.fromisoformat(line["time"]).tzinfo is not None
         assert line["client"].startswith("127.0.0.1:")
         assert 0 < line["ms"] < 60_000

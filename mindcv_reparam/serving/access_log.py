@@ -3,6 +3,8 @@
 import contextlib
 import json
 import queue
+import re
+import secrets
 import threading
 import time
 from datetime import UTC, datetime
@@ -11,6 +13,8 @@ from typing import TextIO
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MOST_WAITING = 10_000  # lines; more are lost
+_ID = b"x-request-id"
+_FIT = re.compile(rb"[\x21-\x7e]{1,128}")  # to be repeated in an answer and a log
 
 
 class AccessLog:
@@ -42,7 +46,10 @@ class AccessLog:
 
 
 class Logged:
-    """ASGI middleware: a line for every answer, and for every request whose client went away before it."""
+    """ASGI middleware: a line for every answer, and for every request whose client went away before it.
+
+    A request keeps the X-Request-ID that the client or its proxy gave it, or gets one; the answer has it, too.
+    """
 
     def __init__(self, app: ASGIApp, log: AccessLog) -> None:
         self._app = app
@@ -54,9 +61,13 @@ class Logged:
             return
         start = time.perf_counter()
         status, sent = None, 0
+        given = dict(scope["headers"]).get(_ID, b"")
+        number = given if _FIT.fullmatch(given) else secrets.token_hex(8).encode()
 
         async def counted(message: Message) -> None:
             nonlocal status, sent
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (_ID, number)]
             status = message.get("status", status)
             sent += len(message.get("body", b""))
             await send(message)
@@ -69,9 +80,11 @@ class Logged:
         finally:
             query = scope["query_string"].decode("latin-1")
             self._log.add(
+                id=number.decode("ascii"),
                 client="{}:{}".format(*scope["client"]) if scope["client"] else None,
                 method=scope["method"],
                 path=scope["raw_path"].decode("latin-1") + (f"?{query}" if query else ""),
+                model=scope.get("path_params", {}).get("name"),
                 status=status,
                 bytes=sent,
                 ms=round(1000 * (time.perf_counter() - start), 3),

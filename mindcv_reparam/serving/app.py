@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mindcv_reparam import __version__
+from mindcv_reparam.bundle.triton import model_config
 from mindcv_reparam.serving import documentation, protocol
 from mindcv_reparam.serving.access_log import AccessLog, Logged
 from mindcv_reparam.serving.batcher import Batcher
@@ -62,6 +63,7 @@ class Endpoint:
         largest = min(limits.max_batch_size, model.largest or limits.max_batch_size)
         self.batcher = Batcher(model.name, model.run, largest, limits.max_delay, metrics)
         self.model = model
+        self._together, self._delay = largest, limits.max_delay
         self._metrics = metrics
         self._in_progress = metrics.in_progress.labels(model.name)
         self._free = limits.max_queue
@@ -70,6 +72,19 @@ class Endpoint:
 
     def metadata(self) -> dict[str, Any]:
         return protocol.model_metadata(self.model.name, self.model.platform, self.model.inputs, self.model.outputs)
+
+    def config(self) -> dict[str, Any]:
+        """The model as Triton configures models. Requests of fewer images than a file takes are filled up, so that any
+        has a batch here; those of more than run together run alone."""
+        model = self.model
+        largest = model.largest or self._together
+        config = model_config(model.name, model.platform, model.manifest, model.inputs, model.outputs, largest)
+        if self._together > 1:
+            config["dynamic_batching"] = {"max_queue_delay_microseconds": round(1e6 * self._delay)}
+        return config
+
+    def statistics(self) -> dict[str, Any]:
+        return self._metrics.statistics[self.model.name].record(self.model.name, VERSION)
 
     async def infer(self, request: Request) -> Response:
         with self._counted("infer"):
@@ -169,6 +184,10 @@ def _add_routes(app: FastAPI, endpoints: Mapping[str, Endpoint], metrics: Metric
     async def repository_index() -> list[dict[str, str]]:
         return [{"name": name, "version": VERSION, "state": "READY", "reason": ""} for name in endpoints]
 
+    @app.get("/v2/models/stats")
+    async def all_statistics() -> dict[str, Any]:
+        return {"model_stats": [endpoint.statistics() for endpoint in endpoints.values()]}
+
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -197,6 +216,16 @@ def _add_model_routes(app: FastAPI, endpoints: Mapping[str, Endpoint]) -> None:
     @app.get("/v2/models/{name}/versions/{version}/ready", responses=documentation.NO_MODEL)
     async def model_ready(endpoint: Named) -> dict[str, Any]:
         return {"name": endpoint.model.name, "ready": True}
+
+    @app.get("/v2/models/{name}/config", responses=documentation.NO_MODEL)
+    @app.get("/v2/models/{name}/versions/{version}/config", responses=documentation.NO_MODEL)
+    async def model_configuration(endpoint: Named) -> dict[str, Any]:
+        return endpoint.config()
+
+    @app.get("/v2/models/{name}/stats", responses=documentation.NO_MODEL)
+    @app.get("/v2/models/{name}/versions/{version}/stats", responses=documentation.NO_MODEL)
+    async def statistics(endpoint: Named) -> dict[str, Any]:
+        return {"model_stats": [endpoint.statistics()]}
 
     @app.post("/v2/models/{name}/infer", **documentation.INFER)
     @app.post("/v2/models/{name}/versions/{version}/infer", **documentation.INFER)

@@ -41,6 +41,7 @@ class Batcher:
         self._wait_seconds = metrics.wait_seconds.labels(name)
         self._batch_seconds = metrics.batch_seconds.labels(name)
         self._batch_images = metrics.batch_images.labels(name)
+        self._statistics = metrics.statistics[name]
 
     async def run(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """The outputs of (N, …) images and what else the program takes of them; raises what the program raises."""
@@ -90,9 +91,11 @@ class Batcher:
 
     async def _run(self, batch: list[_Waiting]) -> None:
         start = time.perf_counter()
-        for waiting in batch:
-            self._wait_seconds.observe(start - waiting.since)
+        waits = [start - waiting.since for waiting in batch]
+        for wait in waits:
+            self._wait_seconds.observe(wait)
         inputs = [each[0] if len(batch) == 1 else np.concatenate(each) for each in zip(*(one.inputs for one in batch))]
+        joined = time.perf_counter()
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._program, *inputs)
         except Exception as error:  # whatever a backend raises: these requests fail, the server goes on
@@ -100,7 +103,8 @@ class Batcher:
                 if not waiting.outputs.done():
                     waiting.outputs.set_exception(error)
             return
-        self._batch_seconds.observe(time.perf_counter() - start)
+        done = time.perf_counter()
+        self._batch_seconds.observe(done - start)
         self._batch_images.observe(len(inputs[0]))
         first = 0
         for waiting in batch:
@@ -108,3 +112,4 @@ class Batcher:
             if not waiting.outputs.done():  # cancelled when the server did not wait any longer
                 waiting.outputs.set_result(tuple(output[first:last] for output in outputs))
             first = last
+        self._statistics.ran(first, waits, (joined - start, done - joined, time.perf_counter() - done))

@@ -1,13 +1,15 @@
-"""What Prometheus can read of a server."""
+"""What Prometheus can read of a server, and what Triton's clients ask of it."""
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from mindcv_reparam.serving.refused import Refused
+from mindcv_reparam.serving.statistics import Statistics
 
 _T = TypeVar("_T")
 _PREFIX = "mindcv_reparam_"
@@ -16,10 +18,15 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own; all but those of the process have a label ``model``."""
+    """The metrics of one server, in a registry of their own; all but those of the process have a label ``model``.
+
+    Attributes:
+        statistics: by model.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.statistics: defaultdict[str, Statistics] = defaultdict(Statistics)
         ProcessCollector(registry=self.registry)
         self.requests = self._new(Counter, "requests", "Requests answered", ("endpoint", "status"))
         self.in_progress = self._new(Gauge, "requests_in_progress", "Requests being read, waiting or running")
@@ -38,6 +45,7 @@ class Metrics:
     def request(self, model: str, endpoint: str) -> Iterator[None]:
         """Count and time what the body does."""
         start = time.perf_counter()
+        self.statistics[model].arrived()
         status = 500
         try:
             yield
@@ -46,8 +54,10 @@ class Metrics:
             status = refused.status
             raise
         finally:
+            seconds = time.perf_counter() - start
+            self.statistics[model].answered(seconds, status == 200)
             self.requests.labels(model, endpoint, status).inc()
-            self.request_seconds.labels(model, endpoint).observe(time.perf_counter() - start)
+            self.request_seconds.labels(model, endpoint).observe(seconds)
 
     def _new(self, kind: Callable[..., _T], name: str, text: str, labels: Sequence[str] = (), **options: Any) -> _T:
         return kind(_PREFIX + name, text, ("model", *labels), registry=self.registry, **options)

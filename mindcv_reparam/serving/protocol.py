@@ -22,7 +22,7 @@ from mindcv_reparam.serving.refused import Refused
 from mindcv_reparam.tensors import DATATYPES, TensorSpec
 
 VERSION = "1"  # of every model: a bundle has one
-EXTENSIONS = ("binary_tensor_data", "classification")
+EXTENSIONS = ("binary_tensor_data", "classification", "statistics", "model_configuration")
 JSON_VALUES = 2**20  # of an output: a tenth of a second in which no other thread runs
 HEADER_LENGTH = "Inference-Header-Content-Length"
 

@@ -7,6 +7,7 @@ configuration.
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import mindspore as ms
@@ -16,6 +17,7 @@ from mindspore import nn
 from mindcv_reparam.checkpoint_info import ENTRY, CheckpointInfo, read_described, write_info
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import written_whole
+from mindcv_reparam.network import describe, with_rows
 from mindcv_reparam.plain_paths import plain_output
 from mindcv_reparam.reparam import LEVELS
 
@@ -61,15 +63,44 @@ def load_checkpoint(
     Only what the network's ``resized`` names, of another image size, is interpolated, which is logged.
 
     Args:
-        new_head: leave the classifier as it is when the checkpoint has another number of classes, and log it.
+        new_head: leave the classifier as it is when the checkpoint has another number of classes, and warn of it.
         classes: their names here, by index. A new head takes the rows of those that the file names, too.
+
+    Returns:
+        What the file says of itself; a network of the zoo knows of its images and classes what is in there.
 
     Raises:
         UserError: the file cannot be read, or does not fit; then the network is not touched.
     """
     arrays, info = read_checkpoint(path)
-    load_arrays(net, arrays, path, info, new_head, classes)
+    new = load_arrays(net, arrays, path, info, new_head, classes)
+    if info is not None:
+        describe(net, info)
+    if new:
+        warn_of_new(path, new, (info and info.classes) or (), classes, stacklevel=3)
     return info
+
+
+def warn_of_new(
+    path: str | os.PathLike[str], new: Sequence[str], theirs: Sequence[str], ours: Sequence[str], stacklevel: int
+) -> None:
+    """Say in Python, where nobody may see a log, what of a network is not a file's."""
+    warnings.warn(f"the weights are those of {path}{but_for(new, theirs, ours)}", stacklevel=stacklevel)
+
+
+def but_for(new: Sequence[str], theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """What of a file was not used, as a part of a sentence.
+
+    Args:
+        new: names of the parameters that are not the file's.
+        theirs: names of the classes in the file.
+        ours: those of the network.
+    """
+    if not new:
+        return ", all of it"
+    more = f" and {len(new) - 2} more" if len(new) > 2 else ""
+    kept = len(set(theirs) & set(ours))
+    return f", but for {', '.join(new[:2])}{more}, of other classes: new but for the rows of {kept} classes"
 
 
 def load_arrays(
@@ -94,7 +125,7 @@ def load_arrays(
         for name, parameter in parameters.items():
             if name.startswith(classifier_prefixes(net)) and name in arrays and arrays[name].shape != parameter.shape:
                 logger.info("%s: new %s, %s in the file, %s here", path, name, arrays[name].shape, parameter.shape)
-                arrays[name] = _with_rows(parameter.asnumpy(), arrays[name], kept)
+                arrays[name] = with_rows(parameter.asnumpy(), arrays[name], kept)
                 new.append(name)
     for name, parameter in parameters.items():
         resize = next((resize for part, resize in resized_of(net).items() if part in name), None)
@@ -129,14 +160,6 @@ def _shared(path: str | os.PathLike[str], theirs: Sequence[str], ours: Sequence[
     if shared:
         logger.info("%s knows %d of %d classes, %s", path, len(shared), len(ours), _some([ours[i] for i in shared]))
     return shared
-
-
-def _with_rows(new: np.ndarray, old: np.ndarray, kept: Mapping[int, int]) -> np.ndarray:
-    """A head's numbers, an entry per class, with the old ones of the classes that it keeps."""
-    if kept and new.shape[1:] == old.shape[1:]:
-        new = new.copy()
-        new[list(kept)] = old[list(kept.values())]
-    return new
 
 
 def classifier_prefixes(net: nn.Cell) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from typing import Literal
 from mindspore import nn
 
 from mindcv_reparam.errors import UserError, shortened
-from mindcv_reparam.reparam import Reparameterizable, replace_children
+from mindcv_reparam.network import Network
+from mindcv_reparam.reparam import Reparameterizable
 from mindcv_reparam.stochastic import Stochastic
 from mindcv_reparam.suggestions import suggestion
 from mindcv_reparam.tree import copy_of
@@ -87,25 +88,17 @@ def _check_stages(net: nn.Cell) -> None:
         raise UserError(f"{type(net).__name__} is no classifier: neither features_only nor num_classes 0 is for it")
 
 
-def pooled_network(net: nn.Cell) -> nn.Cell:
+def pooled_network(net: Network) -> Network:
     """A network that returns what the classifier of ``net`` sees, (N, channels). The result is independent of it; its
     parameters have the names they have there, those of the classifier are gone.
 
     Raises:
-        UserError: the network is no classifier.
+        UserError: the network is no classifier, or is fused, so that its classifier has more than its own work.
     """
     _check_stages(net)
-    pooled = replace_children(net, **{net.classifier: nn.Identity()})
-    object.__setattr__(pooled, "__class__", _feature_class(type(net), Pooled))
+    pooled = copy_of(net)
+    pooled.reset_classifier(0)
     return pooled
-
-
-class Pooled(Reparameterizable):
-    """What distinguishes a network without classifier from the one it is made of."""
-
-    def fuse(self) -> nn.Cell:
-        """Nothing folds at the root, where the last norm would fold into the classifier: it stays."""
-        return copy_of(self)
 
 
 class Features(Reparameterizable):

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from mindcv_reparam.checkpoint import CheckpointInfo, classifier_prefixes, load_arrays, read_checkpoint
+from mindcv_reparam.checkpoint import CheckpointInfo, classifier_prefixes, load_arrays, read_checkpoint, warn_of_new
 from mindcv_reparam.checkpoint_info import default_info
 from mindcv_reparam.errors import UserError, shortened
 from mindcv_reparam.features import feature_network, lacking_parts, pooled_network
-from mindcv_reparam.registry import VARIANTS, ModelInfo, families, model_info
+from mindcv_reparam.network import Network, as_network, describe
+from mindcv_reparam.registry import FORMATS, VARIANTS, ModelInfo, families, model_info
 from mindcv_reparam.reparam import LEVELS, reparameterize
 from mindcv_reparam.suggestions import suggestion
 
@@ -43,8 +45,9 @@ def create_model(
     frozen_stages: int = -1,
     index_mode: str = "stages",
     checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = False,
     **kwargs: Any,
-) -> nn.Cell:
+) -> Network:
     """Build a model, with the same arguments for every family.
 
     Args:
@@ -58,8 +61,9 @@ def create_model(
         features_only: return the maps of the stages, for dense prediction, instead of the logits. The four arguments
             after it choose which, see :func:`mindcv_reparam.features.feature_network`.
         checkpoint: weights to load, train-time or fused; then the network is as fused as they are. What the file says
-            of its network holds before the defaults above. A classifier for another class count stays new, which is
-            logged.
+            of its network holds before the defaults above. A classifier for another class count stays new, of which
+            Python warns.
+        pretrained: refused with a line that tells how to get weights: nothing is downloaded.
         kwargs: further hyper-parameters of the network.
 
     Raises:
@@ -67,6 +71,8 @@ def create_model(
             is of a network with other hyper-parameters, or the arguments for features_only do not fit.
     """
     info = model_info(name)
+    if pretrained or num_classes is True:  # where timm's create_model has it
+        raise UserError(_where_weights_are(info))
     selection: dict[str, Any] = {
         "out_indices": out_indices,
         "norm_outputs": norm_outputs,
@@ -83,7 +89,22 @@ def create_model(
     return pooled_network(net) if num_classes == 0 else net
 
 
-def _of_file(path: str | os.PathLike[str], name: str, given: dict[str, Any], rates: dict[str, Any]) -> nn.Cell:
+def _where_weights_are(info: ModelInfo) -> str:
+    """What to do for trained weights."""
+    import_family(info.family)
+    tables = FORMATS[info.family].tables if info.family in FORMATS else ()
+    read = ", ".join(dict.fromkeys(table.source for table in tables if not re.fullmatch(table.lacks or "", info.name)))
+    here = "docs/tutorials/others-weights.md names files"
+    if not read or not info.published:
+        return f"nobody has published weights of {info.name}, as far as is known: train it and give checkpoint=FILE"
+    return (
+        f"weights are not downloaded: take a file of {info.name} from its authors ({read}; {here}), "
+        f"python -m mindcv_reparam convert FILE -o {info.name}.ckpt, then "
+        f'create_model("{info.name}", checkpoint="{info.name}.ckpt")'
+    )
+
+
+def _of_file(path: str | os.PathLike[str], name: str, given: dict[str, Any], rates: dict[str, Any]) -> Network:
     """The network of a checkpoint, as the file says where the caller gave nothing; a head of another size stays new."""
     arrays, said = read_checkpoint(path)
     if said is None:
@@ -91,7 +112,10 @@ def _of_file(path: str | os.PathLike[str], name: str, given: dict[str, Any], rat
     else:
         _check_agreement(path, said, name, given, free=("num_classes", "img_size"))
     wanted = {key: value for key, value in given.items() if key != "num_classes" or value}
-    return _filled({**rates, **wanted}, arrays, said, path, new_head=True)
+    net, new = _filled({**rates, **wanted}, arrays, said, path, new_head=True)
+    if new:
+        warn_of_new(path, new, (), (), stacklevel=4)
+    return net
 
 
 def _check_selection(info: ModelInfo, features_only: bool, selection: dict[str, Any]) -> None:
@@ -104,7 +128,7 @@ def _check_selection(info: ModelInfo, features_only: bool, selection: dict[str, 
 
 def model_from_checkpoint(
     path: str | os.PathLike[str], model: str | None = None, **hparams: Any
-) -> tuple[nn.Cell, CheckpointInfo]:
+) -> tuple[Network, CheckpointInfo]:
     """The network a checkpoint holds, train-time or fused as it was saved, in evaluation mode.
 
     Args:
@@ -122,7 +146,7 @@ def model_from_checkpoint(
         raise UserError(f"{path} does not say which model it is: give --model NAME")
     else:
         info = default_info(model)
-    net = _filled(hparams, arrays, info, path)
+    net, _ = _filled(hparams, arrays, info, path)
     info = dataclasses.replace(info, hparams={**info.hparams, **hparams})
     return net.set_train(False), info
 
@@ -187,8 +211,8 @@ def _hyper_parameters(network: type[nn.Cell]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
 
-def _built(info: ModelInfo, hparams: Mapping[str, Any]) -> nn.Cell:
-    """The network of a model; it knows its ``hparams``."""
+def _built(info: ModelInfo, hparams: Mapping[str, Any]) -> Network:
+    """The network of a model, which knows what it is."""
     network, hyper_parameters = _variant(info)
     size = hparams.get("img_size") or info.input_size
     classes = hparams.get("num_classes", info.num_classes)
@@ -208,8 +232,8 @@ def _built(info: ModelInfo, hparams: Mapping[str, Any]) -> nn.Cell:
     if lacking:
         path = families()[info.family].path
         raise UserError(f"the family {path} is incomplete: {network.__name__} lacks {', '.join(lacking)}")
-    net.hparams = {**accepted, **arguments, "num_classes": classes}
-    return net
+    described = {**accepted, **arguments, "num_classes": classes}
+    return as_network(net, info.name, described, {**info.preprocessing, "image_resize": arguments["img_size"]})
 
 
 def _filled(
@@ -218,7 +242,7 @@ def _filled(
     info: CheckpointInfo,
     path: str | os.PathLike[str],
     new_head: bool = False,
-) -> nn.Cell:
+) -> tuple[Network, list[str]]:
     """The network that ``info`` describes, but for what is wanted otherwise, with the arrays of the file.
 
     It takes no memory for weights before its size is known to be about the file's.
@@ -235,13 +259,14 @@ def _filled(
         for parameter in net.get_parameters():
             if parameter.name.startswith(classifier_prefixes(net)):
                 parameter.init_data()
-    load_arrays(net, arrays, path, info, new_head)
-    return net
+    new = load_arrays(net, arrays, path, info, new_head)
+    describe(net, info)
+    return net, new
 
 
 def _described(
     hparams: Mapping[str, Any], arrays: Mapping[str, np.ndarray], info: CheckpointInfo, path: str | os.PathLike[str]
-) -> nn.Cell:
+) -> Network:
     """The network of hyper-parameters that a file gave, and which may be anything that its schema lets pass."""
     depths = info.hparams.get("depths", ())
     try:

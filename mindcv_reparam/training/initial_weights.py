@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from mindspore import nn
 
-from mindcv_reparam.checkpoint import load_arrays, read_checkpoint
+from mindcv_reparam.checkpoint import but_for, load_arrays, read_checkpoint
 from mindcv_reparam.config import Config
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.features import backbone_of, in_backbone, name_in_backbone
@@ -28,20 +28,11 @@ def load_initial(config: Config, network: nn.Cell, classes: Sequence[str]) -> st
     if config.ckpt_path:
         arrays, info = read_checkpoint(config.ckpt_path)
         new = load_arrays(network, arrays, config.ckpt_path, info, new_head=True, classes=classes)
-        return f"{config.ckpt_path}{_but_for(new, info.classes or () if info else (), classes)}"
+        return f"{config.ckpt_path}{but_for(new, info.classes or () if info else (), classes)}"
     if config.backbone_ckpt:
         load_backbone(network, config.backbone_ckpt)
         return f"of the backbone {config.backbone_ckpt}, without what else the file has; the rest at random by the seed"
     return f"at random by the seed {config.seed}"
-
-
-def _but_for(new: Sequence[str], theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """What of a file was not used, as a part of a sentence."""
-    if not new:
-        return ", all of it"
-    more = f" and {len(new) - 2} more" if len(new) > 2 else ""
-    kept = len(set(theirs) & set(ours))
-    return f", but for {', '.join(new[:2])}{more}, of other classes: new but for the rows of {kept} classes"
 
 
 def load_backbone(network: nn.Cell, path: str) -> None:

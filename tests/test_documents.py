@@ -14,7 +14,7 @@ from mindcv_reparam.registry import VARIABLE, families, models
 
 SCRIPTS = ("train", "validate", "export")
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_FENCED_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _START = re.compile(r"(?:mpirun -n \d+ )?(?:python -m mindcv_reparam|mindcv-reparam|python (\w+)\.py)\b")
 
 
@@ -101,7 +101,7 @@ def test_a_command_that_is_wrong_is_found(line, message):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_python_of_the_documentation_imports_what_is_there(document):
-    for block in _FENCED_PYTHON.findall((REPOSITORY / document).read_text()):
+    for block in PYTHON_BLOCK.findall((REPOSITORY / document).read_text()):
         compile(block, str(document), "exec")
         for module, names in re.findall(r"^from (mindcv_reparam[\w.]*) import ([\w, ]+)", block, re.MULTILINE):
             for name in names.split(", "):

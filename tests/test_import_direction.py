@@ -18,9 +18,9 @@ BASE = {
     *("archives", "fonts", "labels", "plain_paths", "tensors"),
 }
 CELLS = BASE | {"private", "fusion", "tree", "reparam", "stochastic", "layers"}
-WEIGHTS = BASE | {"reparam", "registry", "checkpoint_info", "checkpoint", "zoo"}
+WEIGHTS = BASE | {"reparam", "registry", "checkpoint_info", "network", "checkpoint", "zoo"}
 ALLOWED = {
-    "__init__": {"reparam", "checkpoint", "registry", "zoo"},  # the public names, loaded on first use
+    "__init__": {"reparam", "checkpoint", "registry", "run", "zoo"},  # the public names, loaded on first use
     "suggestions": set(),
     "errors": {"suggestions", "packages", "hosts"},
     "packages": set(),
@@ -56,14 +56,15 @@ ALLOWED = {
     "registry": BASE | {"formats"},
     "models": CELLS | {"formats", "registry", "features"},
     "cpu": CELLS | {"runtime"},
-    "features": BASE | {"tree", "reparam", "stochastic"},
+    "network": BASE | {"private", "tree", "checkpoint_info"},
+    "features": BASE | {"tree", "reparam", "stochastic", "network"},
     "ckpt_format": {"errors", "untrusted"},
     "checkpoint_info": BASE | {"registry", "ckpt_format"},
-    "checkpoint": BASE | {"reparam", "checkpoint_info"},
-    "zoo": BASE | {"reparam", "registry", "checkpoint_info", "checkpoint", "features", "models"},
+    "checkpoint": BASE | {"reparam", "checkpoint_info", "network"},
+    "zoo": BASE | {"reparam", "registry", "checkpoint_info", "checkpoint", "features", "models", "network"},
     "convert": WEIGHTS | {"formats"},
     "bundle": BASE | {"registry", "config", "data", "tasks"},
-    "run": WEIGHTS | {"bundle", "data", "runtime", "tasks"},
+    "run": WEIGHTS | {"bundle", "config", "data", "runtime", "tasks"},
     "export": WEIGHTS | CELLS | {"bundle", "run", "data", "complexity", "tasks"},
     "report": {"errors"},
     "serving": BASE | {"bundle", "run", "data", "tasks"},

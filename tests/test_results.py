@@ -68,6 +68,7 @@ class PointResults:
     route = "point"
     most = 3
     least = 0.5
+    columns = ("x", "y", "score")
     answer = Answer
 
     def tells(self, kind):
@@ -108,6 +109,9 @@ class PointResults:
     def table(self, found, label):
         yield "file", "x"
         yield from ((file, point.x) for file, points in found for point in points)
+
+    def rows(self, found, label):
+        return [(point.x, point.y, point.score) for point in found]
 
     def caption(self, found, label):
         return f"{len(found)} points", ""

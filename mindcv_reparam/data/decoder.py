@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 try:
     import simplejpeg
@@ -43,6 +43,9 @@ _TIFF_TAGS = {"photometric": 262, "rows": 278, "tile_height": 323, "tile_width":
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+Source = bytes | str | Path | Image.Image | np.ndarray  # of one image
+
+
 class UnreadableImage(Exception):
     """An image that cannot be decoded, or not safely; the message says why, not which."""
 
@@ -63,8 +66,8 @@ class Decoder:
     def of(cls, config: Config) -> "Decoder":
         return cls(config.image_background, config.exif_orientation)
 
-    def pixels(self, source: bytes | str | Path) -> np.ndarray:
-        """An image file, or its bytes, as uint8 (H, W, 3), a writable array of its own.
+    def pixels(self, source: Source) -> np.ndarray:
+        """An image file, its bytes or an image in memory as uint8 (H, W, 3), a writable array of its own.
 
         JPEGs are decoded to the pixels of Pillow, by the same library but without its copies. Those of printers (CMYK)
         and those that the library warns of are left to Pillow.
@@ -92,13 +95,15 @@ class Decoder:
             raise UnreadableImage(getattr(error, "strerror", None) or _DAMAGED) from error
 
     @contextlib.contextmanager
-    def image(self, source: bytes | str | Path) -> Iterator[Image.Image]:
+    def image(self, source: Source) -> Iterator[Image.Image]:
         """:meth:`pixels` as a Pillow image, for the body of ``with``; meanwhile other large ones wait."""
         with _Claim() as claim:
             yield Image.fromarray(self._load(source, claim))
 
-    def _load(self, source: bytes | str | Path, claim: "_Claim") -> np.ndarray:
+    def _load(self, source: Source, claim: "_Claim") -> np.ndarray:
         try:
+            if isinstance(source, Image.Image | np.ndarray):
+                return self._in_memory(source)
             data = source if isinstance(source, bytes) else _read(source)
             kind = kind_of(data)
             if kind is None:
@@ -115,6 +120,20 @@ class Decoder:
         except Exception as error:  # Pillow's decoders raise almost any exception on a damaged file
             unreachable = isinstance(error, OSError) and error.strerror
             raise UnreadableImage(error.strerror if unreachable else _DAMAGED) from error  # type: ignore[attr-defined]  # an OSError has one
+
+    def _in_memory(self, source: Image.Image | np.ndarray) -> np.ndarray:
+        """A Pillow image, whose file need not be read yet, or an array, as if it came from a file without loss."""
+        if isinstance(source, np.ndarray):
+            channels = source.shape[2:] if source.ndim in (2, 3) else None
+            if source.dtype != np.uint8 or channels not in ((), (3,), (4,)):
+                raise UnreadableImage(
+                    f"an array of {source.dtype} {list(source.shape)} is no image: uint8 (H, W, 3), (H, W) or (H, W, 4)"
+                )
+            source = Image.fromarray(source)
+        check_size(*source.size)
+        look = _Look.of(source, self.background)  # before its pixels are loaded
+        pixels = look.pixels(source.copy())
+        return _turned(pixels, _orientation(source)) if self.exif_orientation else pixels
 
     def _of_jpeg(self, data: bytes, claim: "_Claim") -> np.ndarray | None:
         """None for what Pillow has to decode, or to refuse."""
@@ -166,10 +185,11 @@ class _Look:
     inverted: bool
 
     @classmethod
-    def of(cls, image: ImageFile.ImageFile, background: tuple[int, int, int]) -> "_Look":
+    def of(cls, image: Image.Image, background: tuple[int, int, int]) -> "_Look":
         """That of a picture before its pixels are loaded."""
         key = None if image.mode == "P" else image.info.get("transparency")
-        layout = image.tile[0].args if image.tile else None
+        tile = getattr(image, "tile", None)  # of a file that is not loaded yet
+        layout = tile[0].args if tile else None
         layout = layout if isinstance(layout, str) else ""
         if layout in ("L;2", "L;4"):  # Pillow spreads the pixels over 0–255, but not their key
             key = None if key is None else key * 255 // (2 ** int(layout[-1]) - 1)

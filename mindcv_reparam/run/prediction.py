@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from mindcv_reparam.bundle.manifest import Manifest
 from mindcv_reparam.bundle.preprocessing import decoder, preprocessor
-from mindcv_reparam.data.decoder import UnreadableImage
+from mindcv_reparam.data.decoder import Source, UnreadableImage
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.run.runners import Program, arguments, sizes_of
 
@@ -26,7 +25,7 @@ _THREADS = 4
 class Prediction:
     """What was found in an image, as the model's task tells it."""
 
-    file: Path
+    file: Any  # as it was given: a path, or an image in memory
     found: Any
     thumbnail: Image.Image | None = None
 
@@ -35,7 +34,7 @@ class Prediction:
 class Skipped:
     """An image without a prediction."""
 
-    file: Path
+    file: Any
     reason: str
 
 
@@ -43,7 +42,7 @@ class Skipped:
 class Sample:
     """A decoded image: the model's input without the batch, (width, height), and perhaps the image made small."""
 
-    file: Path
+    file: Any
     input: np.ndarray
     size: tuple[int, int]
     thumbnail: Image.Image | None
@@ -97,7 +96,7 @@ class Predictor:
 
     def predict(
         self,
-        files: Sequence[Path],
+        files: Sequence[Source],
         batch_size: int,
         topk: int | None = None,
         thumbnails: int = 0,
@@ -130,7 +129,7 @@ class Predictor:
             size = next(size for size in sizes or (len(waiting),) if size >= len(waiting))
             yield from self._run(waiting, size, *asked)
 
-    def samples(self, files: Sequence[Path], ahead: int = 1, thumbnails: int = 0) -> Iterator[Sample | Skipped]:
+    def samples(self, files: Sequence[Source], ahead: int = 1, thumbnails: int = 0) -> Iterator[Sample | Skipped]:
         """The files decoded, in their order, by threads that are up to ``ahead`` files in advance."""
         pool = ThreadPoolExecutor(_THREADS)
         tasks = (pool.submit(self._load, file, number < thumbnails) for number, file in enumerate(files))
@@ -151,7 +150,7 @@ class Predictor:
             raise UserError(f"batch_size {batch_size}: this model runs at least {min(listed)} images together")
         return sizes
 
-    def _load(self, file: Path, with_thumbnail: bool) -> Sample | Skipped:
+    def _load(self, file: Source, with_thumbnail: bool) -> Sample | Skipped:
         try:
             with self._decoder.image(file) as image:
                 thumbnail = _thumbnail(image) if with_thumbnail else None

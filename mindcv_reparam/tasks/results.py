@@ -45,6 +45,7 @@ class Results(Protocol[F]):
         route: under which the server tells it of an image file, "classify" in ``/v2/models/NAME/classify``.
         most: so much is told of an image where nobody asks for more or less.
         least: and nothing less probable than this.
+        columns: of the table that Python's ``predict`` gives, behind that of the image.
         answer: of the server, for OpenAPI: ``model_name``, ``model_version`` and what :meth:`record` gives.
     """
 
@@ -70,6 +71,9 @@ class Results(Protocol[F]):
     def least(self) -> float: ...
 
     @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
     def answer(self) -> type[pydantic.BaseModel]: ...
 
     # what a bundle's manifest says
@@ -83,7 +87,7 @@ class Results(Protocol[F]):
     def classes(self, kind: str, outputs: Sequence[TensorSpec]) -> int | None:
         """How many classes the forms of the outputs say that there are; None where they do not."""
 
-    def plain(self, hparams: Mapping[str, Any], batch: int) -> tuple[str, tuple[TensorSpec, ...]]:
+    def plain(self, hparams: Mapping[str, Any], batch: int | None) -> tuple[str, tuple[TensorSpec, ...]]:
         """Kind and forms of what the network itself gives, from the arguments of create_model."""
 
     def meanings(self, kind: str) -> Mapping[str, str]:
@@ -118,6 +122,9 @@ class Results(Protocol[F]):
 
     def table(self, found: Sequence[tuple[str, F]], label: Label) -> Iterable[Sequence[object]]:
         """For a CSV file: its head and its rows."""
+
+    def rows(self, found: F, label: Label) -> list[tuple[Any, ...]]:
+        """For a table in Python with ``columns``: a row for everything that is told of an image."""
 
     def caption(self, found: F, label: Label) -> tuple[str, str]:
         """Two lines below a thumbnail."""

@@ -53,6 +53,7 @@ class ClassificationResults:
     route = "classify"
     most = 5
     least = 0.0
+    columns = ("rank", "label", "probability", "index")
     answer = Classes
 
     def tells(self, kind: str) -> bool:
@@ -65,7 +66,7 @@ class ClassificationResults:
     def classes(self, kind: str, outputs: Sequence[TensorSpec]) -> int | None:
         return outputs[0].shape[1] if kind in ("logits", "softmax") else None
 
-    def plain(self, hparams: Mapping[str, Any], batch: int) -> tuple[str, tuple[TensorSpec, ...]]:
+    def plain(self, hparams: Mapping[str, Any], batch: int | None) -> tuple[str, tuple[TensorSpec, ...]]:
         return "logits", (TensorSpec("logits", "float32", (batch, hparams["num_classes"])),)
 
     def meanings(self, kind: str) -> Mapping[str, str]:
@@ -121,6 +122,11 @@ class ClassificationResults:
         for file, one in found:
             ranked = zip(one.classes, one.probabilities)
             yield [file, *(cell for index, value in ranked for cell in (index, label(index), f"{value:.6g}"))]
+
+    def rows(self, found: Found, label: Label) -> list[tuple[Any, ...]]:
+        """One per class, from the most probable down; ranks count from 1."""
+        ranked = enumerate(zip(found.classes, found.probabilities), 1)
+        return [(rank, label(index), value, index) for rank, (index, value) in ranked]
 
     def caption(self, found: Found, label: Label) -> tuple[str, str]:
         """The first class and its probability."""

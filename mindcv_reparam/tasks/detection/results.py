@@ -69,6 +69,7 @@ class DetectionResults:
     route = "detect"
     most = MOST
     least = 0.5
+    columns = ("label", "score", "x1", "y1", "x2", "y2", "index")
     answer = Objects
 
     def tells(self, kind: str) -> bool:
@@ -83,7 +84,7 @@ class DetectionResults:
     def classes(self, kind: str, outputs: Sequence[TensorSpec]) -> int | None:
         return outputs[0].shape[2] if kind == "logits" else None
 
-    def plain(self, hparams: Mapping[str, Any], batch: int) -> tuple[str, tuple[TensorSpec, ...]]:
+    def plain(self, hparams: Mapping[str, Any], batch: int | None) -> tuple[str, tuple[TensorSpec, ...]]:
         queries = hparams.get("num_queries")
         logits = TensorSpec("logits", "float32", (batch, queries, hparams["num_classes"]))
         return "logits", (logits, TensorSpec("boxes", "float32", (batch, queries, 4)))
@@ -164,6 +165,10 @@ class DetectionResults:
         for file, one in found:
             for index, score, box in one.rows():
                 yield [file, index, label(index), f"{score:.{SCORE_DIGITS}f}", *(f"{x:.{PIXEL_DIGITS}f}" for x in box)]
+
+    def rows(self, found: Found, label: Label) -> list[tuple[Any, ...]]:
+        """One per object, from the best down; the box in pixels of the image as decoded."""
+        return [(label(index), score, *box, index) for index, score, box in found.rows()]
 
     def caption(self, found: Found, label: Label) -> tuple[str, str]:
         """How many objects there are, and the first of them."""

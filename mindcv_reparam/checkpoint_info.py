@@ -22,6 +22,7 @@ from mindcv_reparam.registry import model_info
 from mindcv_reparam.untrusted import explain, parse_json
 
 ENTRY = "mindcv_reparam"  # the text's name in the file
+DATA_LENGTH = 1024  # characters
 _LARGEST = 4096  # pixels, far above what classifiers are trained for
 _REMEDY = "take the file from where it comes from again"
 # Arguments of create_model that say what to do, not what the network is.
@@ -101,6 +102,7 @@ class CheckpointInfo:
     source: Annotated[str, MaxLen(4096)] = ""  # where converted weights come from
     labels: _Names | None = None  # what to call every class, by index, where its folder says it badly
     category_ids: CategoryIds | None = None  # what the annotations call the classes, by index
+    data: Annotated[str, MaxLen(DATA_LENGTH)] = ""  # what it was trained on, for people
 
     def contradicts(self, name: str, value: Any) -> bool:
         """Whether a hyper-parameter is known and another one than ``value``, which may be unknown (None), too."""

@@ -1,6 +1,7 @@
 """The numbers of categories go with a detector: from its training annotations to its checkpoint, bundle and results."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +62,7 @@ def checkpoint(tmp_path_factory):
 def test_a_checkpoint_has_the_ids_of_its_training_annotations(checkpoint):
     info = read_info(checkpoint)
     assert (info.classes, info.category_ids) == (["cat", "owl"], (7, 90))
+    assert re.fullmatch(r"coco run\d+: 1 images, 2 classes of 1 objects", info.data)
     manifest, _ = fused_model(checkpoint, 1)
     assert [manifest.number(index) for index in range(2)] == [7, 90]
 

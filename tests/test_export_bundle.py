@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -38,7 +39,8 @@ def source(tmp_path_factory):
     net = randomise(create_model("fastvit_t8", **hparams))
     preprocessing = dict(model_info("fastvit_t8").preprocessing, image_resize=SIZE)
     classes, metrics = [f"digit {index}" for index in range(10)], {"top1": 97.5, "train_loss": 0.25}
-    save_checkpoint(path, net, CheckpointInfo("fastvit_t8", hparams, classes, preprocessing, epoch=3, metrics=metrics))
+    described = {"epoch": 3, "metrics": metrics, "data": "digits: 1437 images, 10 classes"}
+    save_checkpoint(path, net, CheckpointInfo("fastvit_t8", hparams, classes, preprocessing, **described))
     net, info = model_from_checkpoint(path)
     return Candidate(reparameterize(net), info, "full", str(path)), net
 
@@ -97,6 +99,14 @@ def test_the_report_tells_where_it_comes_from_and_what_it_costs(whole, source):
     assert digest in text
     assert "| BatchNorm | 40 | 0 |" in text
     assert "epoch 3" in text
+    assert re.search(
+        r"\n\| written \| \d{4}-\d\d-\d\d \d\d:\d\d UTC by mindcv_reparam \S+, MindSpore 2\.\d+\.\d+, ", text
+    )
+    assert f"ONNX {onnx.__version__} (opset 17), onnxruntime " in text
+    assert "\n| trained on | digits: 1437 images, 10 classes |\n" in text
+    assert "\n| classes | 10, in labels.txt: digit 0, digit 1, digit 2, digit 3, digit 4, … |\n" in text
+    assert "\n| preprocessing | An image is decoded as RGB, not turned by its EXIF tag, transparent pixels on " in text
+    assert "cropped to the 32 x 32 in its centre. Its channels, red first, are (value - mean) / std " in text
     assert "\n| top1 | 97.5 |\n| train_loss | 0.25 |\n" in text
     for measurement in report.measured.values():
         assert measurement.difference <= 2e-5

@@ -79,6 +79,7 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
     arrays, info = read_checkpoint(folder / "visformer_tiny_best.ckpt")
     assert len(arrays) == 177
     assert (info.model, info.state, info.classes) == ("visformer_tiny", "train", [str(d) for d in range(10)])
+    assert re.fullmatch(r"digits: \d,?\d+ images, 10 classes of \d+ \(\d\) to \d+ \(\d\) images", info.data)
     assert info.preprocessing["image_resize"] == 32
     assert info.hparams["num_classes"] == 10
     assert info.weights == "online"

@@ -1,5 +1,6 @@
 """What data and a run are, in a few lines for people."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +12,19 @@ from mindcv_reparam.data.source import ImageSource
 _SHOWN = 4  # classes named in a message
 
 
+def named(config: Config, source: ImageSource) -> str:
+    """A data set for somebody elsewhere: its kind, its folder's name, :func:`counted`."""
+    folder = "" if config.dataset in EMBEDDED else f" {os.path.basename(os.path.abspath(config.data_dir))}"
+    return f"{config.dataset}{folder}: {counted(source)}"
+
+
 def described(source: ImageSource) -> str:
-    """Images, classes with the largest and the smallest, and how much was left out while listing."""
+    """:func:`counted`, and how much was left out while listing."""
+    return counted(source) + (f"; left out: {len(source.problems)}, named above" if source.problems else "")
+
+
+def counted(source: ImageSource) -> str:
+    """Images, classes with the largest and the smallest."""
     counts, names = source.class_counts, source.classes
     text = f"{len(source)} images, {len(names)} {'class' if len(names) == 1 else 'classes'}"
     if len(names) > 1:
@@ -20,7 +32,7 @@ def described(source: ImageSource) -> str:
         smallest = f"{counts[least]} ({names[least]}) to " if counts[least] < counts[most] else ""
         largest = f"{counts[most]} ({names[most]})" if smallest else f"{counts[most]}"
         text += f" of {smallest}{largest} {source.counted}"
-    return text + (f"; left out: {len(source.problems)}, named above" if source.problems else "")
+    return text
 
 
 def place_of(config: Config) -> str:

@@ -3,17 +3,20 @@
 import dataclasses
 import functools
 import os
+import platform
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from mindcv_reparam import complexity
+from mindcv_reparam import __version__, complexity
 from mindcv_reparam.bundle.checksums import file_digest, write_checksums
 from mindcv_reparam.bundle.manifest import LABELS, MANIFEST, Manifest, unfit_label, write_manifest
 from mindcv_reparam.checkpoint import CheckpointInfo
@@ -100,7 +103,8 @@ def write_bundle(
         texts |= operator_files(_text(Path(os.path.abspath(folder)).name), manifest)
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        report = Report(manifest, _source(candidate), measured, _rounding(candidate, deployment, preprocessing))
+        rounding = _rounding(candidate, deployment, preprocessing)
+        report = Report(manifest, _source(candidate), measured, rounding, _written(formats, opset))
         (temporary / REPORT).write_text(report_text(report), encoding="utf-8")
         write_checksums(temporary)
     return report
@@ -191,6 +195,19 @@ def _rounding(candidate: Candidate, deployment: Deployment, preprocessing: dict[
     exact = reference(candidate.network, head, interface.input_kind, preprocessing["mean"], preprocessing["std"])
     images = deployment.trials()[0]
     return relative_difference(deployment.on_images(exact)(images), deployment.on_images(deployment.expected)(images))
+
+
+def _written(formats: Sequence[str], opset: int) -> str:
+    """When and by what. SOURCE_DATE_EPOCH, in seconds, is the time where it is set: a bundle can be made again."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = datetime.fromtimestamp(int(seconds), UTC) if seconds.isdecimal() else datetime.now(UTC)
+    versions = f"mindcv_reparam {__version__}, MindSpore {ms.__version__}, NumPy {np.__version__}"
+    if "ONNX" in formats:
+        import onnx
+        import onnxruntime
+
+        versions += f", ONNX {onnx.__version__} (opset {opset}), onnxruntime {onnxruntime.__version__}"
+    return f"{now:%Y-%m-%d %H:%M} UTC by {versions}, Python {platform.python_version()}"
 
 
 def _source(candidate: Candidate) -> Source:

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mindcv_reparam.bundle.manifest import Manifest
+from mindcv_reparam.bundle.manifest import LABELS, Manifest
+from mindcv_reparam.bundle.preprocessing import in_words
 from mindcv_reparam.checkpoint import CheckpointInfo
 from mindcv_reparam.tensors import TOLERANCE, TensorSpec
+
+_SHOWN = 5  # classes
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Report:
     source: Source
     measured: Mapping[str, Measurement]  # by format
     rounding: float | None  # what float16 weights change
+    written: str  # when, and by which versions
 
 
 def report_text(report: Report) -> str:
@@ -54,13 +58,18 @@ def report_text(report: Report) -> str:
     manifest, source = report.manifest, report.source
     info = source.info
     before, after = source.operators
+    shown = ", ".join(manifest.labels[:_SHOWN]) + (", …" if len(manifest.labels) > _SHOWN else "")
     rows = [
+        ("written", report.written),
         ("checkpoint", f"`{source.checkpoint}`, {info.state}, epoch {info.epoch}"),
         ("SHA-256 of the checkpoint", f"`{source.digest}`"),
         ("weights converted from", info.source),
+        ("trained on", info.data),
+        ("classes", f"{len(manifest.labels)}, in {LABELS}: {shown}"),
         ("fused to", "nothing" if manifest.state == "train" else manifest.state),
         ("input", f"{_tensor(manifest.input)}, {manifest.input_kind}"),
         ("sizes", manifest.sizes and f"{_tensor(manifest.sizes)}, width and height of the images as decoded"),
+        ("preprocessing", in_words(manifest)),
         ("outputs", ", ".join(map(_tensor, manifest.outputs))),
         (
             "weights",
@@ -71,7 +80,7 @@ def report_text(report: Report) -> str:
         ("operators", f"{before.total()} → {after.total()}"),
     ]
     text = [f"# {manifest.model}", "", "| | |", "|---|---|"]
-    text += [f"| {name} | {value} |" for name, value in rows if value]
+    text += [f"| {name} | {_cell(value)} |" for name, value in rows if value]
     text += [""] + [f"- `{name}`: {meaning}" for name, meaning in manifest.meanings.items()]
     text += ["", "Before → after the arrow: the network as it trains and as it is exported. Operators are those of the"]
     text += ["MindIR graph:", "", "| operator | train | exported |", "|---|---|---|"]
@@ -97,6 +106,11 @@ def report_text(report: Report) -> str:
         text += ["", "## Accuracy on real images", ""]
         text += [f"- {name}: {agreement}" for name, agreement in agreements.items()]
     return "\n".join(text) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A text, which may be a class's or a file's name, within a row."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _tensor(spec: TensorSpec) -> str:

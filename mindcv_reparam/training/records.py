@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
+from mindcv_reparam.checkpoint_info import DATA_LENGTH
 from mindcv_reparam.config import DECODING, Config, save_yaml
+from mindcv_reparam.data.outline import named
 from mindcv_reparam.files import clear_unfinished, set_aside
 from mindcv_reparam.registry import model_info
 from mindcv_reparam.tasks.task import Task
@@ -98,6 +100,7 @@ class Records:
             step=measured.pop("step"),
             weights=weights,
             metrics=measured,
+            data=named(config, self.data.source)[:DATA_LENGTH],
         )
         arrays = self._copies(weights, record["step"])
         self.writer.submit(functools.partial(save_checkpoint, path, arrays, info))

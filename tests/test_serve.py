@@ -517,7 +517,14 @@ def test_a_model_that_is_not_what_the_bundle_says_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", [("--port", "65536"), ("--max_batch_size", "0"), ("--max_delay_ms", "nan"), ("--max_queue", "-1")]
+    "flags",
+    [
+        ("--port", "65536"),
+        ("--max_batch_size", "0"),
+        ("--max_delay_ms", "nan"),
+        ("--max_queue", "-1"),
+        ("--threads", "0"),
+    ],
 )
 def test_values_out_of_range_are_one_line(flags):
     with pytest.raises(UserError, match=f"argument {flags[0]}: must be a "):

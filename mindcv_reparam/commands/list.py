@@ -9,7 +9,7 @@ project.
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
         rows = [dataclasses.asdict(model_info(name)) | _costs(costs.get(name)) for name in names]
         print(json.dumps(rows, indent=2))
     else:
-        print(_table([HEADER, *(_row(model_info(name), costs.get(name)) for name in names)]))
+        table = [HEADER, *(_row(model_info(name), costs.get(name)) for name in names)]
+        print(aligned(table, left=(0, 1, len(HEADER) - 1)))
     return 0
 
 
@@ -86,10 +87,9 @@ def _row(info: ModelInfo, cost: Measured | None) -> tuple[str, ...]:
     )
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns: numbers to the right, the first two and the last to the left."""
+def aligned(rows: Sequence[tuple[str, ...]], left: Collection[int]) -> str:
+    """Aligned columns: those of texts, whose numbers are given, to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    left = (0, 1, len(widths) - 1)
     lines = []
     for row in rows:
         cells = [

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all" + default)
     parser.add_argument("--port", type=_whole(0, 65535), default=8000, help="0 takes a free one" + default)
     parser.add_argument("--backend", choices=BACKENDS, help="what runs the models (default: the first that fits each)")
+    parser.add_argument("--threads", type=_whole(1, 1024), help="of onnxruntime per model (default: one per processor)")
     parser.add_argument(
         "--max_batch_size", type=_whole(1), default=8, help="images of several requests to run together" + default
     )
@@ -70,7 +71,10 @@ def run(args: argparse.Namespace) -> int:
         from mindcv_reparam.serving.app import application
         from mindcv_reparam.serving.model import load_model
 
-        models = [load_model(bundle, backend, name) for (name, bundle), backend in zip(bundles.items(), backends)]
+        models = [
+            load_model(bundle, backend, name, args.threads)
+            for (name, bundle), backend in zip(bundles.items(), backends)
+        ]
         names = ", ".join(f"{model.name} ({model.platform})" for model in models)
         log = AccessLog(sys.stderr) if not args.no_access_log else None
         app = application(models, _limits(args), log)

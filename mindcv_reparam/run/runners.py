@@ -1,5 +1,6 @@
 """Exported models as functions of NumPy arrays, whatever runs them."""
 
+import functools
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -115,6 +116,7 @@ BACKENDS: dict[str, tuple[str, Callable[..., Program]]] = {
     "lite": ("MINDIR", lite_program),
 }
 
+SETS_THREADS = ("onnxruntime",)
 _PACKAGES = {"onnxruntime": "onnxruntime", "mindspore": "mindspore", "lite": "mindspore_lite"}
 
 
@@ -124,25 +126,49 @@ def backend_for(folder: str | os.PathLike[str], backend: str | None = None) -> s
     Raises:
         UserError: the bundle has no file that it could run, or the backend's package is not installed.
     """
+    first = _fitting_backends(folder, backend)[0]
+    _require(_PACKAGES[first])
+    return first
+
+
+def backends_for(folder: str | os.PathLike[str], backend: str | None = None) -> list[str]:
+    """All backends that run a file of a bundle and are installed, or the one asked for; raises as `backend_for`."""
+    names = _fitting_backends(folder, backend)
+    return [name for name in names if is_installed(_PACKAGES[name])] or [backend_for(folder, backend)]
+
+
+def _fitting_backends(folder: str | os.PathLike[str], backend: str | None) -> list[str]:
     files = read_manifest(folder).files
     names = [backend] if backend else list(BACKENDS)
-    for name in names:
-        if BACKENDS[name][0] in files:
-            _require(_PACKAGES[name])
-            return name
-    raise UserError(f"{folder} has {', '.join(files)}: {' and '.join(names)} cannot run that")
+    fitting = [name for name in names if BACKENDS[name][0] in files]
+    if not fitting:
+        raise UserError(f"{folder} has {', '.join(files)}: {' and '.join(names)} cannot run that")
+    return fitting
 
 
-def bundle_program(folder: str | os.PathLike[str], backend: str | None = None) -> Program:
+def check_threads(backend: str) -> None:
+    """Raise UserError for a backend that has its own number of threads."""
+    if backend not in SETS_THREADS:
+        raise UserError(f"threads are for {', '.join(SETS_THREADS)}: {backend} has one per processor that it may use")
+
+
+def bundle_program(folder: str | os.PathLike[str], backend: str | None = None, threads: int | None = None) -> Program:
     """The model of a bundle, ready to run; its file and those that steer it are the ones that SHA256SUMS lists.
 
     The program raises UserError where the model does not take its input, or gives other outputs than the manifest says.
+
+    Args:
+        threads: of the backend; by default one per processor.
 
     Raises:
         UserError: the bundle or the backend is not there, they do not fit, or a file was changed.
     """
     folder, manifest = Path(folder), read_manifest(folder)
-    file_format, load = BACKENDS[backend_for(folder, backend)]
+    backend = backend_for(folder, backend)
+    file_format, load = BACKENDS[backend]
+    if threads:
+        check_threads(backend)
+        load = functools.partial(load, threads=threads)
     name = manifest.files[file_format]
     check_files(folder, (MANIFEST, LABELS, PREPROCESSING, name))
     path = inside(folder, name)

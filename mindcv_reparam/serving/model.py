@@ -94,8 +94,10 @@ def _of_any_batch(spec: TensorSpec) -> TensorSpec:
     return dataclasses.replace(spec, shape=(None, *spec.shape[1:]))
 
 
-def load_model(folder: str | os.PathLike[str], backend: str | None = None, name: str | None = None) -> Model:
-    """The model of a bundle, run once; without a name it has that of the folder.
+def load_model(
+    folder: str | os.PathLike[str], backend: str | None = None, name: str | None = None, threads: int | None = None
+) -> Model:
+    """The model of a bundle, run once; without a name it has that of the folder, without threads one per processor.
 
     Raises:
         UserError: the bundle or the backend is not there, or they do not fit.
@@ -103,6 +105,6 @@ def load_model(folder: str | os.PathLike[str], backend: str | None = None, name:
     folder = Path(folder).resolve()
     manifest, backend = read_manifest(folder), backend_for(folder, backend)
     platform = f"{backend}_{BACKENDS[backend][0].lower()}"
-    model = Model(name or folder.name, manifest, bundle_program(folder, backend), platform)
+    model = Model(name or folder.name, manifest, bundle_program(folder, backend, threads), platform)
     model.warm_up()
     return model

@@ -29,10 +29,9 @@ def msrun_command(ranks: int, logs: Path, *command: str | Path) -> list[str]:
     return [str(_BIN / "msrun"), *numbers, "--join=True", f"--log_dir={logs}", *map(str, command)]
 
 
-def start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(command: list[str], cwd: Path | None = None) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, env=os.environ | ENVIRONMENT, text=True, **pipes)
 
 
 def finish(job: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:

@@ -21,10 +21,12 @@ from served import CLASSIFY, Server, picture, triton_schema
 from test_documents import command_lines, parse
 from test_infer import manifest, write_bundle
 
+from mindcv_reparam import create_model
 from mindcv_reparam.bundle.checksums import write_checksums
 from mindcv_reparam.bundle.manifest import read_manifest
 from mindcv_reparam.bundle.triton import onnx_config
 from mindcv_reparam.bundle.triton import text_format as written
+from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
 from mindcv_reparam.export.operator_files import operator_files
 from mindcv_reparam.run.runners import bundle_program
 from mindcv_reparam.run.sample import write_sample
@@ -166,8 +168,9 @@ def closure(names):
     return found
 
 
-def test_the_versions_of_a_server_are_those_that_are_tested():
-    assert pinned("requirements-server.txt") < pinned("requirements.txt")
+@pytest.mark.parametrize("name", ["requirements-server.txt", "requirements-export.txt"])
+def test_the_versions_of_a_part_are_those_that_are_tested(name):
+    assert pinned(name) < pinned("requirements.txt")
 
 
 # Of every Python process that finds it, those that decode images for the server, too.
@@ -219,6 +222,29 @@ def test_a_bundle_is_verified_and_served_by_what_the_server_s_requirements_bring
     with Server(bundle) as server:
         status, _, body = server.request(CLASSIFY, picture("green"))
         assert (status, json.loads(body)["classes"][0]["label"]) == (200, "green")
+
+
+@pytest.mark.slow
+def test_what_converts_and_exports_needs_no_package_of_training(tmp_path, only):
+    info = CheckpointInfo(
+        "fastvit_t8", {"num_classes": 4, "img_size": 32, "depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+    )
+    save_checkpoint(tmp_path / "net.ckpt", create_model("fastvit_t8", **info.hparams), info)
+    only("requirements-export.txt")
+    missing = {"mpi4py", "numba", "matplotlib", "faster_coco_eval", "tensorboardX", "fastapi", "uvicorn", "simplejpeg"}
+    assert missing <= set(os.environ["MISSING"].split(","))
+    package = ROOT / "mindcv_reparam"
+    files = [path.relative_to(ROOT) for room in ("export", "convert") for path in (package / room).rglob("*.py")]
+    modules = [".".join(path.with_suffix("").parts) for path in files if path.name != "__init__.py"]
+    code = (
+        "import importlib, sys; from mindcv_reparam.__main__ import main\n"
+        "main('convert net.ckpt -o net.safetensors --to timm'.split())\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)"
+    )
+    job = processes.start([sys.executable, "-c", code, "mindcv_reparam.commands.export", *modules], cwd=tmp_path)
+    status, output, errors = processes.finish(job, 240)
+    assert status == 0, errors
+    assert "tensors of fastvit_t8 (train) in the names of timm" in output
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

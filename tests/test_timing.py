@@ -78,7 +78,7 @@ def test_a_table_and_what_to_type_are_printed(tmp_path, capsys):
     bundle = write_bundle(tmp_path / "colours")
     assert main(["benchmark", str(bundle), "--batch_size", "2", "1", "--threads", "1", "--seconds", "0.001"]) == 0
     output, errors = capsys.readouterr()
-    assert errors == "2 settings, 0.001 s or nine calls each\n"
+    assert errors == "settings: 2; 0.001 s or nine calls each\n"
     head, *rows, empty, latency, one, throughput, other = output.splitlines()
     assert head.split() == ["backend", "threads", "batch", "p50", "ms", "p95", "ms", "images/s", "calls"]
     assert [row.split()[:3] for row in rows] == [["onnxruntime", "1", "1"], ["onnxruntime", "1", "2"]]

@@ -64,12 +64,12 @@ def _comparison(args: argparse.Namespace, manifest: "Manifest") -> "Comparison":
     values = {"dataset": args.dataset, "labels": args.labels, "verify_data": args.verify_data}
     values = {name: value for name, value in values.items() if value is not None}
     config = Config(**values, given=frozenset(values))
-    checkpoint, named = _checkpoint(args.ckpt_path, manifest) if args.ckpt_path else (None, _folders(manifest))
+    checkpoint, named = _checkpoint(args.ckpt_path, manifest) if args.ckpt_path else (None, folders_of(manifest))
     images = images_to_compare_on(config, manifest.model, manifest.preprocessing, named, len(manifest.labels))
     return Comparison(images, args.num_samples, checkpoint)
 
 
-def _folders(manifest: "Manifest") -> tuple[str, ...]:
+def folders_of(manifest: "Manifest") -> tuple[str, ...]:
     """What data sets call the classes; those of published weights have folders that are not their names."""
     from mindcv_reparam.labels import published
 

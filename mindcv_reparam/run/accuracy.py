@@ -1,23 +1,19 @@
 """What an exported model tells of labelled images, and its checkpoint of the same."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import numpy as np
 
 from mindcv_reparam.bundle.manifest import Manifest
 from mindcv_reparam.bundle.preprocessing import preprocessor
-from mindcv_reparam.data.sampler import EvalSampler, Shard
-from mindcv_reparam.data.source import ImageSource, UnreadableImage
+from mindcv_reparam.data.source import ImageSource
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.run.runners import Program, arguments, sizes_of
+from mindcv_reparam.run.labelled import View, read
+from mindcv_reparam.run.runners import Program, arguments
 from mindcv_reparam.tasks import task_named
 from mindcv_reparam.tasks.results import Results
 from mindcv_reparam.tasks.task import Agreement
 
 _BATCH = 16  # where the model takes any
-_THREADS = 2  # that decode; each may hold a large picture
 
 
 class Comparison:
@@ -49,22 +45,10 @@ class Comparison:
             UserError: an image cannot be read.
         """
         transforms = preprocessor(manifest), preprocessor(dataclasses.replace(manifest, input_kind="normalized"))
-
-        def load(index: int) -> tuple[np.ndarray, ...]:
-            try:
-                image = self._source.load(index)
-                return *(transform(image) for transform in transforms), sizes_of([image.size])[0]
-            except UnreadableImage as error:
-                raise UserError(f"verify_data: {self._source.name(index)}: {error}") from error
-
-        shard = Shard(max(manifest.batch_sizes or (_BATCH,)))
-        sampler = EvalSampler(len(self._source), shard, seed=0, num_samples=self._num_samples)
+        views = [View(self._source, transform) for transform in transforms]
         compared = task_named(manifest.task).comparison(manifest.output_kind, self._source)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for step in range(sampler.steps_per_epoch):
-                draw = sampler.draw(0, step)
-                inputs, normalized, sizes = (np.stack(arrays) for arrays in zip(*pool.map(load, draw.indices)))
-                outputs = exported(*arguments(manifest, inputs, sizes))
-                expected = None if self._checkpoint is None else self._checkpoint(normalized)
-                compared.add(outputs, expected, draw.indices, draw.valid, sizes)
+        for draw, (own, normalized) in read(views, max(manifest.batch_sizes or (_BATCH,)), self._num_samples):
+            outputs = exported(*arguments(manifest, *own))
+            expected = None if self._checkpoint is None else self._checkpoint(normalized.inputs)
+            compared.add(outputs, expected, draw.indices, draw.valid, own.sizes)
         return compared.result()

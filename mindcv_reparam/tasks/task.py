@@ -14,7 +14,7 @@ from mindcv_reparam.data.batches import Batches
 from mindcv_reparam.data.sampler import Shard
 from mindcv_reparam.distributed import Ranks
 from mindcv_reparam.tasks.about import About
-from mindcv_reparam.tasks.results import Results
+from mindcv_reparam.tasks.results import Label, Results
 
 if TYPE_CHECKING:  # --help must not import MindSpore
     from mindspore import nn
@@ -121,6 +121,21 @@ class Comparison(Protocol):
         """What was found."""
 
 
+class Changes(Protocol):
+    """Compares what two models tell of the same labelled images."""
+
+    def add(
+        self, first: Sequence[np.ndarray], second: Sequence[np.ndarray], indices: np.ndarray, valid: np.ndarray
+    ) -> None:
+        """Account for a batch of both models' outputs; ``indices`` and ``valid`` as in :class:`Comparison`."""
+
+    def lines(self, names: tuple[str, str]) -> Iterator[str]:
+        """What was found, for people; ``names`` of both models."""
+
+    def table(self) -> Iterator[Sequence[object]]:
+        """Of the images of which they tell something else: a head, then a row each."""
+
+
 class Task(Protocol):
     """What a network is for.
 
@@ -185,6 +200,13 @@ class Task(Protocol):
         Args:
             kind: one of ``results.kinds``.
             most: classes or objects that a head gives which ranks them; the task's own number by default.
+        """
+
+    def changes(self, kinds: tuple[str, str], source: ImageSource, label: Label) -> Changes:
+        """Of two models with outputs of kinds that ``results.tells``. Raises UserError where the task compares none.
+
+        Args:
+            label: what a class is called, by its index.
         """
 
     def comparison(self, kind: str, source: ImageSource) -> Comparison:

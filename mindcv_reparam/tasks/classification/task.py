@@ -13,9 +13,11 @@ from mindcv_reparam.errors import UserError
 from mindcv_reparam.registry import model_info, models
 from mindcv_reparam.tasks.classification.agreement import Top1Comparison
 from mindcv_reparam.tasks.classification.batches import EvalBatches, TrainBatches, create_batches
+from mindcv_reparam.tasks.classification.changes import ClassChanges
 from mindcv_reparam.tasks.classification.evaluation import AccuracyEvaluator
 from mindcv_reparam.tasks.classification.examination import ClassificationExaminer
 from mindcv_reparam.tasks.classification.results import ClassificationResults
+from mindcv_reparam.tasks.results import Label
 from mindcv_reparam.tasks.task import Metric
 
 if TYPE_CHECKING:
@@ -88,6 +90,9 @@ class Classification:
         from mindcv_reparam.tasks.classification.heads import ClassificationHead
 
         return ClassificationHead(kind, self.results.most if most is None else most)
+
+    def changes(self, kinds: tuple[str, str], source: ImageSource, label: Label) -> ClassChanges:
+        return ClassChanges(kinds, source, label)
 
     def comparison(self, kind: str, source: ImageSource) -> Top1Comparison:
         return Top1Comparison(kind, source)

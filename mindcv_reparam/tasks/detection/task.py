@@ -16,7 +16,8 @@ from mindcv_reparam.tasks.detection.agreement import PrecisionComparison
 from mindcv_reparam.tasks.detection.batches import EvalBatches, TrainBatches, create_batches
 from mindcv_reparam.tasks.detection.evaluation import NAMES, CocoEvaluator
 from mindcv_reparam.tasks.detection.results import DetectionResults
-from mindcv_reparam.tasks.task import Examiner, Metric
+from mindcv_reparam.tasks.results import Label
+from mindcv_reparam.tasks.task import Changes, Examiner, Metric
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -79,6 +80,9 @@ class Detection:
         from mindcv_reparam.tasks.detection.heads import DetectionHead
 
         return DetectionHead(kind, most)
+
+    def changes(self, kinds: tuple[str, str], source: ImageSource, label: Label) -> Changes:
+        raise UserError("compare is for classifiers: of detectors, validate.py --output FILE has AP of every class")
 
     def comparison(self, kind: str, source: ImageSource) -> PrecisionComparison:
         return PrecisionComparison(kind, _with_objects(source))

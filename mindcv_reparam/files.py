@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mindcv_reparam.errors import UserError
@@ -92,6 +92,13 @@ def check_replaceable(path: str | os.PathLike[str], marker: str) -> None:
 def shown(name: str | os.PathLike[str]) -> str:
     """A file's name as text that can be written anywhere, though Linux allows names of any bytes."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def common_folder(names: Sequence[str]) -> str:
+    """What the names of files begin with up to a slash, in all of them; nothing where they have no folder in common."""
+    # By letters: names may be absolute and relative, between which commonpath finds nothing.
+    folder, slash, _ = os.path.commonprefix(list(names)).rpartition("/")  # noqa: RUF071
+    return folder + slash
 
 
 def clear_unfinished(folder: Path) -> None:

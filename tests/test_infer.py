@@ -15,7 +15,7 @@ import onnx
 import pytest
 from networks import SMALL, randomise
 from onnx import TensorProto, helper
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.__main__ import main
@@ -420,6 +420,16 @@ def test_names_that_are_no_text_are_told_all_the_same(tmp_path, photos, capsys):
     assert r"caf\xe9.png: blue" in capsys.readouterr().out
 
 
+def test_contact_sheet_shows_the_crop_that_the_model_sees(tmp_path):
+    wide = Image.new("RGB", (60, 20), COLOURS["red"])
+    wide.paste(COLOURS["green"], (16, 0, 44, 20))
+    wide.save(tmp_path / "wide.png")
+    sheet = tmp_path / "sheet.png"
+    assert infer(write_bundle(tmp_path / "bundle"), tmp_path / "wide.png", "--contact_sheet", sheet) == 0
+    thumbnail = np.asarray(Image.open(sheet).crop((8, 8, 8 + 128, 8 + 128)))
+    assert (thumbnail == COLOURS["green"]).all(), "nothing of the margins, and no frame"
+
+
 def test_contact_sheet_shows_the_images_up_to_its_capacity(tmp_path, photos, capsys, monkeypatch):
     Image.new("RGB", (1, 300), COLOURS["blue"]).save(photos / "b_thin.png")
     (photos / "bb.png").touch()
@@ -438,10 +448,19 @@ def test_contact_sheet_shows_the_images_up_to_its_capacity(tmp_path, photos, cap
     assert ink.any(axis=1).all()
     assert not ink[:, -8:].any()
 
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, place, text, *how: written.append(text))
+    (photos / "more/a_long_name_of_a_file_from_a_camera_0001.png").symlink_to(photos / "a.png")
+    assert infer(bundle, photos / "a.png", photos / "more", "--contact_sheet", sheet) == 0
+    assert written[2::3][0] == "a.png"
+    assert written[2::3][1].startswith("…")
+    assert written[2::3][1].endswith("a_0001.png")
+    assert written[2::3][2:] == ["more/c.png", "more/d.BMP"]
+
     monkeypatch.setattr("mindcv_reparam.commands.infer.CAPACITY", 2)
     assert infer(bundle, photos, "--contact_sheet", sheet) == 1
     assert Image.open(sheet).size == (2 * width, height)
-    assert f"{sheet} shows the first 2 of 5 images" in capsys.readouterr().err
+    assert f"{sheet} shows the first 2 of 6 images" in capsys.readouterr().err
 
 
 # as users run it

@@ -1,5 +1,6 @@
 """What images show, by a model: decoding beside running, in batches of the sizes that it takes."""
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in an image, as the model's task tells it."""
+    """What was found in an image, as the model's task tells it; the thumbnail is what the model saw of it."""
 
     file: Any  # as it was given: a path, or an image in memory
     found: Any
@@ -40,7 +41,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded image: the model's input without the batch, (width, height), and perhaps the image made small."""
+    """A decoded image: the model's input without the batch, (width, height), and perhaps what the model sees, made
+    small."""
 
     file: Any
     input: np.ndarray
@@ -80,6 +82,7 @@ class Predictor:
         self._program = program
         self._decoder = decoder(manifest)
         self.preprocess = preprocessor(manifest)
+        self._pixels = preprocessor(dataclasses.replace(manifest, input_kind="rgb"))
 
     def name(self, index: int) -> str:
         """The label of a class, or its index as text where it has none."""
@@ -107,7 +110,7 @@ class Predictor:
         Args:
             batch_size: the most images that run together.
             topk: classes or objects per image, if the model tells that many; the task's number by default.
-            thumbnails: the first so many images are kept, made small.
+            thumbnails: what the model sees of the first so many images is kept, made small.
             least: probability of what is told; the task's by default.
 
         Raises:
@@ -153,10 +156,17 @@ class Predictor:
     def _load(self, file: Source, with_thumbnail: bool) -> Sample | Skipped:
         try:
             with self._decoder.image(file) as image:
-                thumbnail = _thumbnail(image) if with_thumbnail else None
+                thumbnail = self._thumbnail(image) if with_thumbnail else None
                 return Sample(file, self.preprocess(image), image.size, thumbnail)
         except UnreadableImage as error:
             return Skipped(file, str(error))
+
+    def _thumbnail(self, image: Image.Image) -> Image.Image:
+        """What the model sees of an image, made small; the whole of one in which what is found has a place."""
+        if not self.results.marks:
+            image = Image.fromarray(self._pixels(image))
+        scale = THUMBNAIL / max(image.size)
+        return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
     def _run(self, samples: Sequence[Sample], size: int, most: int, least: float) -> Iterator[Prediction | Skipped]:
         """The predictions of samples that run together, as a batch of ``size`` with zeros for the missing ones."""
@@ -174,8 +184,3 @@ class Predictor:
                 yield Skipped(sample.file, "the model's output for it is not finite")
             else:
                 yield Prediction(sample.file, one, sample.thumbnail)
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    scale = THUMBNAIL / max(image.size)
-    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mindcv_reparam.data.source import UnreadableImage
-from mindcv_reparam.files import shown
+from mindcv_reparam.files import common_folder, shown
 from mindcv_reparam.report.charts import heat_table, picture, unit_square
 from mindcv_reparam.report.html import Content, Element, document, element, table
 from mindcv_reparam.report.style import STYLE
@@ -82,9 +81,7 @@ def _pictures(told: Told, names: Sequence[str], batches: EvalBatches, about: Abo
     first = told.probabilities[:, 0]
     known = told.predicted >= 0
     wrong, right = np.flatnonzero(known & ~told.right), np.flatnonzero(known & told.right)
-    # By letters: names may be absolute and relative, between which commonpath finds nothing.
-    folder = os.path.dirname(os.path.commonprefix(list(names)))  # noqa: RUF071
-    folder = f"{folder}/" if folder else ""
+    folder = common_folder(names)
     below = f" File names are those below {folder}" if folder else ""
     yield element("h2", "The most confident mistakes")
     yield element("p", f"As the network saw them: resized and cropped.{below}", class_="dim")

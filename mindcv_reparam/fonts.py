@@ -33,14 +33,30 @@ def font_for(texts: Iterable[str], size: int) -> Font:
     return _font(best, size, _face(characters))
 
 
+def matplotlib_families(texts: Iterable[str]) -> list[str]:
+    """In which fonts matplotlib shall look for the characters of texts, one after the other; none: its own will do."""
+    if all(map(str.isascii, texts)) or not is_installed(_NOTO):
+        return []
+    from matplotlib import font_manager
+
+    manager, file = font_manager.fontManager, str(_file(_NOTO))
+    if all(entry.fname != file for entry in manager.ttflist):
+        manager.addfont(file)
+    return ["DejaVu Sans", *(entry.name for entry in manager.ttflist if entry.fname == file)]
+
+
 def _font(package: str, size: int, face: int = 0) -> Font:
     """The font of a package, or of none: Pillow's."""
     if not package:
         return ImageFont.load_default(size)
+    return ImageFont.truetype(str(_file(package)), size, face * (package == _NOTO))
+
+
+def _file(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     assert spec is not None, "is installed"
     assert spec.origin is not None, "is a package of files"
-    return ImageFont.truetype(str(Path(spec.origin).parent / _FILES[package]), size, face * (package == _NOTO))
+    return Path(spec.origin).parent / _FILES[package]
 
 
 @functools.cache

@@ -81,7 +81,7 @@ def test_commands_are_taken(document, families_of):
 def test_the_tutorials_go_through_the_commands():
     lines = [line for document in DOCUMENTS for line in command_lines((REPOSITORY / document).read_text())]
     found = {words[0] for line in lines if (words := spoken(line))}
-    assert found >= commands.summaries().keys() - {"plot"}
+    assert found >= commands.summaries().keys()
 
 
 @pytest.mark.parametrize(

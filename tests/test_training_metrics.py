@@ -76,7 +76,7 @@ def test_curves(tmp_path):
     plot_curves({"": rows}, tmp_path / "one.png")
     plot_curves({"a": rows, "b": [row(1)]}, tmp_path / "two.png")
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
-        assert one.size == two.size == (1200, 480)
+        assert one.size == two.size == (1800, 480)
         assert one.tobytes() != two.tobytes()
 
 
@@ -92,4 +92,4 @@ def test_curves_of_the_terms_have_a_panel(tmp_path, monkeypatch):
         "vfl": [180.0, 90.0],
         "bbox": [1.0, 1.0],
     }
-    assert [axes.get_ylabel() for axes in drawn[0].axes[:-1]] == ["loss", "accuracy (%)"]
+    assert [axes.get_ylabel() for axes in drawn[0].axes[:-1]] == ["loss", "accuracy (%)", "learning rate"]

@@ -1,17 +1,26 @@
 """The metrics file of a run (CSV, one row per epoch) and its learning curves."""
 
+import contextlib
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import written_whole
+from mindcv_reparam.fonts import matplotlib_families
 from mindcv_reparam.tasks.task import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AVERAGED = "ema_"  # before the names of what was measured of the averaged weights
 PART = "train_"  # before the names of the terms of a loss
 TERMS = "terms of the loss"
+_SETS = "", AVERAGED
+_ACROSS = 3  # panels
 
 
 def columns(metrics: Sequence[Metric], averaged: bool = False, parts: Sequence[str] = ()) -> tuple[str, ...]:
@@ -82,12 +91,59 @@ def _number(text: str) -> float:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 
-def plot_curves(
-    runs: Mapping[str, Sequence[Mapping[str, float | None]]], metrics: Sequence[Metric], path: Path
-) -> None:
-    """Draw losses and metrics over the epochs of one or several runs (name → rows) as a PNG, a panel per unit."""
-    from matplotlib.figure import Figure  # not by pyplot, whose figures belong to the main thread
+def validated(rows: Sequence[Mapping[str, float | None]], metrics: Sequence[Metric]) -> bool:
+    """Whether a run was validated at all."""
+    return any(row.get(f"{prefix}{metric.name}") is not None for row in rows for metric in metrics for prefix in _SETS)
 
+
+def plot_curves(
+    runs: Mapping[str, Sequence[Mapping[str, float | None]]], metrics: Sequence[Metric], path: Path, title: str = ""
+) -> None:
+    """Draw losses, metrics and learning rates over the epochs of one or several runs (name → rows) as a PNG.
+
+    A panel per unit, at most three in a row.
+    """
+    import matplotlib
+
+    families = matplotlib_families([title, *runs])
+    # Which is for all threads: in a training, whose texts need no other font, another one may be drawing.
+    with matplotlib.rc_context({"font.family": families}) if families else contextlib.nullcontext():
+        figure = _figure(runs, metrics, title)
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+
+
+def _figure(
+    runs: Mapping[str, Sequence[Mapping[str, float | None]]], metrics: Sequence[Metric], title: str
+) -> "Figure":
+    from matplotlib.figure import Figure  # not by pyplot, whose figures belong to the main thread
+    from matplotlib.ticker import MaxNLocator
+
+    panels = _panels(runs, metrics)
+    columns = len(panels) if len(panels) <= _ACROSS else math.ceil(len(panels) / 2)
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5 * columns, 4 * lines), layout="constrained")
+    figure.suptitle(title)
+    places = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in places[len(panels) :]:
+        axes.remove()
+    for axes, (panel, curves) in zip(places, panels.items()):
+        for run, rows in runs.items():
+            _draw(axes, run, rows, curves, panel in {metric.panel for metric in metrics})
+        axes.set(xlabel="epoch", ylabel=panel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        if panel == TERMS:
+            axes.set_yscale("log")  # they lie far apart
+        if axes.lines:
+            axes.legend(**({"fontsize": "xx-small", "ncols": 2} if len(axes.lines) > 8 else {}))
+    return figure
+
+
+def _panels(
+    runs: Mapping[str, Sequence[Mapping[str, float | None]]], metrics: Sequence[Metric]
+) -> dict[str, list[tuple[str, str]]]:
+    """Columns and what to call them, by the panel that they belong to."""
     panels = {"loss": [("train_loss", "train")]}
     parts = dict.fromkeys(name for rows in runs.values() for row in rows for name in row if name.startswith(PART))
     parts.pop("train_loss", None)
@@ -96,21 +152,25 @@ def plot_curves(
         curves.append((metric.name, metric.legend))
         if metric == next(first for first in metrics if first.panel == metric.panel):
             curves.append((f"{AVERAGED}{metric.name}", f"{metric.legend}, EMA"))
+    panels["learning rate"] = [("lr", "learning rate")]
     if parts:
         panels[TERMS] = [(part, part.removeprefix(PART)) for part in parts]
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False)
-    for axes, (title, curves) in zip(all_axes[0], panels.items()):
-        for run, rows in runs.items():
-            for column, legend in curves:
-                points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
-                if points:
-                    axes.plot(*zip(*points), label=f"{run} {legend}".strip(), marker="." if len(points) < 20 else None)
-        axes.set(xlabel="epoch", ylabel=title)
-        axes.grid(alpha=0.3)
-        if title == TERMS:
-            axes.set_yscale("log")  # they lie far apart
-        if axes.lines:
-            axes.legend(**({"fontsize": "xx-small", "ncols": 2} if len(axes.lines) > 8 else {}))
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    return panels
+
+
+def _draw(
+    axes: Any,
+    run: str,
+    rows: Sequence[Mapping[str, float | None]],
+    curves: Sequence[tuple[str, str]],
+    of_validation: bool,
+) -> None:
+    """The curves of a run; where a panel has none of its validation, the legend says so."""
+    drawn = False
+    for column, legend in curves:
+        points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
+        if points:
+            axes.plot(*zip(*points), label=f"{run} {legend}".strip(), marker="." if len(points) < 20 else None)
+            drawn = True
+    if not drawn and of_validation:
+        axes.plot([], [], " ", label=f"{run} without validation".strip())

@@ -120,7 +120,8 @@ class Records:
         self._copied = (None, {})
 
     def _plot(self) -> None:
-        plot_curves({"": read_metrics(self.metrics.path)}, self.shown, self.folder / "curves.png")
+        rows = read_metrics(self.metrics.path)
+        plot_curves({"": rows}, self.shown, self.folder / "curves.png", str(self.config.model))
 
     def train_end(self, record: Mapping[str, float | None]) -> None:
         self.keeper.train_end(record)

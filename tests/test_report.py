@@ -22,14 +22,17 @@ import validate
 from mindcv_reparam import create_model
 from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
 from mindcv_reparam.config import Config
+from mindcv_reparam.data import create_dataset
 from mindcv_reparam.data.decoder import UnreadableImage
 from mindcv_reparam.data.image_folder import ImageFolder
+from mindcv_reparam.data.objects import Objects
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.report.html import document, element, table
 from mindcv_reparam.tasks import TASKS, open_loader
 from mindcv_reparam.tasks.about import About, distinct
 from mindcv_reparam.tasks.classification import report
 from mindcv_reparam.tasks.classification.calibration import binned, fitted_temperature, log_likelihoods, wilson
+from mindcv_reparam.tasks.detection.report import matched
 
 TASK = TASKS["classification"]
 SIZE = 24
@@ -170,6 +173,7 @@ def test_tables_say_what_was_measured_of_every_image(photos):
     page = " ".join(Page(files["report.html"]).texts)
     assert f"{hits}/7, 95 %: {told['top1_interval'][0]:.2f} to {told['top1_interval'][1]:.2f}" in page
     assert "2.00 ms" in page
+    assert f" {100 * told['classes'][0]['recall']:.1f}\N{NO-BREAK SPACE}%" in page
 
 
 class Gathered(Alone):
@@ -304,16 +308,81 @@ def test_an_image_that_is_gone_is_told(photos, monkeypatch):
     assert "It cannot be read any more: &lt;gone&gt;" in files["report.html"]
 
 
-def test_detectors_have_none_and_say_so():
-    with pytest.raises(UserError, match="a report is for classifiers"):
-        TASKS["detection"].examiner(None)
-
-
 def test_elements_escape_texts_attributes_and_what_cannot_be_written():
-    text = document("a<b", "", element("p", "1 < 2 & 3", element("b", "x"), "</p>", title='"<>', data_x="\udce9"))
-    assert '<p title="&quot;<&gt;" data-x="\\udce9">1 &lt; 2 &amp; 3<b>x</b>&lt;/p&gt;</p>' in text
+    text = document("a<b", "", element("p", "1 <\n2\u3000& 3", element("b", "x"), "</p>", title='"<>', data_x="\udce9"))
+    assert '<p title="&quot;<&gt;" data-x="\\udce9">1 &lt; 2\u3000&amp; 3<b>x</b>&lt;/p&gt;</p>' in text
     text.encode()
     assert Page(document("", "", table(("<a>",), (("<b>",),)))).texts.count("<b>") == 1
+
+
+# of detectors
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Eight images of digits, and the files of a detector that misses one, finds one twice and another wrongly."""
+    config = Config(dataset="scenes", image_resize=128, batch_size=4, num_samples=8, num_parallel_workers=1)
+    source, task = create_dataset(config, train=False), TASKS["detection"]
+    with open_loader(task, source, config, False) as loader:
+        examiner = task.examiner(loader.batches)
+        for _, indices, sizes, weights in loader.epoch(0):
+            logits = np.full((4, 30, 10), -9.0, np.float32)
+            boxes = np.full((4, 30, 4), 0.5, np.float32)
+            for row, (index, size) in enumerate(zip(indices.tolist(), sizes)):
+                objects = source.target(index)
+                count = len(objects.labels)
+                corners, sides = objects.boxes[:, :2], objects.boxes[:, 2:] - objects.boxes[:, :2]
+                boxes[row, :count] = np.concatenate([corners + sides / 2, sides], axis=1) / np.tile(size, 2)
+                logits[row, np.arange(count), objects.labels] = 4.0
+                if row == 0:
+                    logits[row, 0] = -9.0  # missed
+                    boxes[row, count] = boxes[row, 1]
+                    logits[row, count, objects.labels[1]] = 2.0  # found again
+                    logits[row, 2] = np.roll(logits[row, 2], 1)  # taken for another
+            examiner.add((logits, boxes), (indices, sizes, weights))
+    evaluation = examiner.result(Alone(), 1.0)
+    return source, evaluation, examiner.report(Alone(), evaluation, about([f"<{digit}>" for digit in range(10)]))
+
+
+def test_what_a_detector_missed_is_counted_by_image_and_class(scenes):
+    source, evaluation, files = scenes
+    rows = list(csv.DictReader(files["images.csv"].splitlines()))
+    assert len(rows) == 8
+    assert [(row["missed"], row["wrong"]) for row in rows] == [("2", "2"), *3 * [("0", "0")]] * 2
+    assert all(int(row["objects"]) == int(row["found"]) + int(row["missed"]) for row in rows)
+    told = json.loads(files["images.json"])
+    assert told["AP"] == pytest.approx(evaluation.numbers["AP"])
+    assert [row["file"] for row in told["images"]] == [row["file"] for row in rows]
+    page = Page(files["report.html"])
+    text = "".join(page.texts)
+    assert page.open == []
+    assert len(page.named("img")) == 2, "of images without mistakes there is nothing to see"
+    assert text.count("2 missed, 2 wrong, ") == 2
+    assert f"of {sum(int(row['objects']) for row in rows)}, and 4 wrong ones, at scores from 0.5 on" in text
+    seen = np.unique(evaluation.found[:, 0]).astype(int)
+    labels = np.concatenate([source.target(index).labels for index in seen])
+    assert f"<3>{(labels == 3).sum()}{evaluation.of_classes['3']:.4f}" in text
+
+
+def test_objects_are_found_by_the_best_detection_that_covers_them():
+    objects = Objects(np.array([[0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]], np.float32), np.array([1, 1, 2]))
+    rows = np.array(
+        [
+            [1, 0.6, 0, 0, 10, 8],  # the second object, since a better detection takes the first
+            [1, 0.9, 0, 0, 10, 9.5],
+            [1, 0.55, 0, 0, 10, 9],  # one too many
+            [1, 0.49, 0, 0, 10, 10],  # does not count
+            [1, 0.8, 50, 50, 60, 60],  # of another class
+            [2, 0.7, 50, 50, 60, 55],  # half of it
+        ]
+    )
+    found = matched(0, objects, rows)
+    assert found.found[:, 1].tolist() == [0.9, 0.8, 0.7, 0.6, 0.55]
+    assert found.right.tolist() == [True, False, True, True, False]
+    assert (found.missed, found.wrong) == (0, 2)
+    empty = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    assert matched(0, empty, rows).wrong == 5
+    assert matched(0, objects, rows[:0]).missed == 3
 
 
 # as users run it

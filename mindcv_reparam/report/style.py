@@ -23,7 +23,7 @@ thead th { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 .facts td { overflow-wrap: anywhere; }
 .facts td:first-child { color: var(--dim); white-space: nowrap; }
 .figures td:not(:first-child), .figures th:not(:first-child) { text-align: right; }
-.figures td:last-child, .figures th:last-child { text-align: left; }
+.words td:last-child, .words th:last-child { text-align: left; }
 .heat td { text-align: center; padding: 3px 6px; min-width: 22px; border: 1px solid var(--line); }
 .heat th { white-space: nowrap; font-weight: normal; max-width: 220px; overflow: hidden; text-overflow: ellipsis; }
 .heat thead th { vertical-align: bottom; }
@@ -32,6 +32,8 @@ thead th { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 .hit { background: rgb(var(--hit) / calc(.12 + .6 * var(--part))); }
 .miss { background: rgb(var(--miss) / calc(.15 + .8 * var(--part))); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; }
+.pictures.large { grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
+.large img { max-width: 480px; }
 figure { margin: 0; min-width: 0; }
 figure img { width: 100%; max-width: 256px; display: block; border-radius: 4px; background: var(--soft); }
 img.pixels { image-rendering: pixelated; }

@@ -36,6 +36,11 @@ class About:
     latency: float = 0.0
     latency_of: str = ""
 
+    @property
+    def latency_cards(self) -> list[tuple[str, str, str]]:
+        """Name, number and note, where it is known."""
+        return [("per image", f"{1000 * self.latency:.2f} ms", self.latency_of)] if self.latency else []
+
 
 def about_of(
     config: Config, info: CheckpointInfo, facts: Sequence[tuple[str, str]], folders: Sequence[str], latency: float

@@ -14,7 +14,7 @@ from PIL import Image
 from mindcv_reparam.data.source import UnreadableImage
 from mindcv_reparam.files import common_folder, shown
 from mindcv_reparam.report.charts import heat_table, picture, unit_square
-from mindcv_reparam.report.html import Content, Element, document, element, table
+from mindcv_reparam.report.html import Content, Element, cards, document, element, table
 from mindcv_reparam.report.style import STYLE
 from mindcv_reparam.tasks.classification.batches import EvalBatches
 from mindcv_reparam.tasks.classification.calibration import BINS, Calibration, wilson
@@ -50,17 +50,13 @@ def report_files(findings: Findings, evaluation: Evaluation, batches: EvalBatche
 
 def _numbers(findings: Findings, evaluation: Evaluation, about: About) -> Element:
     hits = [("top-1", evaluation.top1, evaluation.correct1), ("top-5", evaluation.top5, evaluation.correct5)]
-    cards = [
-        _card(name, f"{value:.2f} %", _interval(correct, evaluation.samples))
+    rows = [
+        (name, f"{value:.2f} %", _interval(correct, evaluation.samples))
         for name, value, correct in hits[: 1 if about.classes <= MOST else 2]  # where all classes are among the first
     ]
-    cards += [
-        _card("images", f"{evaluation.samples}", f"cross-entropy {evaluation.loss:.4f}"),
-        _card("calibration error", f"{findings.calibration.error:.3f}", f"temperature {findings.temperature:.2f}"),
-    ]
-    if about.latency:
-        cards.append(_card("per image", f"{1000 * about.latency:.2f} ms", about.latency_of))
-    return element("div", cards, class_="numbers")
+    rows.append(("images", f"{evaluation.samples}", f"cross-entropy {evaluation.loss:.4f}"))
+    rows.append(("calibration error", f"{findings.calibration.error:.3f}", f"temperature {findings.temperature:.2f}"))
+    return cards(rows + about.latency_cards)
 
 
 def _percent(part: float) -> str:
@@ -171,7 +167,7 @@ def _classes(told: Told, about: About) -> Iterator[Element]:
     yield element("p", "The lowest recall first; classes without images last.", class_="dim")
     rows = sorted(class_rows(told, about.classes), key=lambda row: (row["recall"] is None, row["recall"]))
     head = ("class", "images", "recall", "precision", "most often taken for")
-    yield table(head, (_class_cells(row, about) for row in rows), "figures")
+    yield table(head, (_class_cells(row, about) for row in rows), "figures words")
 
 
 def _class_cells(row: dict[str, Any], about: About) -> tuple[Content, ...]:

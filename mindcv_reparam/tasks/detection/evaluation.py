@@ -9,6 +9,7 @@ import numpy as np
 
 from mindcv_reparam.data.objects import DetectionSource
 from mindcv_reparam.distributed import Ranks
+from mindcv_reparam.tasks.about import About
 from mindcv_reparam.tasks.detection.postprocess import SCORE_DIGITS, Detections, coco_box, detections, rounded
 
 _log = logging.getLogger(__name__)
@@ -113,6 +114,17 @@ class CocoEvaluator:
             found=found,
             source=self.source,
         )
+
+
+class DetectionExaminer(CocoEvaluator):
+    """A :class:`CocoEvaluator` whose detections become a report."""
+
+    def report(self, ranks: Ranks, evaluation: Evaluation, about: About) -> dict[str, str]:
+        if not ranks.is_main:
+            return {}
+        from mindcv_reparam.tasks.detection.report import report_files
+
+        return report_files(evaluation, about)
 
 
 def _of_all(rows: np.ndarray, ranks: Ranks) -> np.ndarray:

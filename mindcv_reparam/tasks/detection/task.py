@@ -14,10 +14,10 @@ from mindcv_reparam.data.transforms import height_and_width
 from mindcv_reparam.errors import UserError, require
 from mindcv_reparam.tasks.detection.agreement import PrecisionComparison
 from mindcv_reparam.tasks.detection.batches import EvalBatches, TrainBatches, create_batches
-from mindcv_reparam.tasks.detection.evaluation import NAMES, CocoEvaluator
+from mindcv_reparam.tasks.detection.evaluation import NAMES, CocoEvaluator, DetectionExaminer
 from mindcv_reparam.tasks.detection.results import DetectionResults
 from mindcv_reparam.tasks.results import Label
-from mindcv_reparam.tasks.task import Changes, Examiner, Metric
+from mindcv_reparam.tasks.task import Changes, Metric
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -73,8 +73,9 @@ class Detection:
     def evaluator(self, source: ImageSource) -> CocoEvaluator:
         return CocoEvaluator(_with_objects(source))
 
-    def examiner(self, batches: Batches) -> Examiner:
-        raise UserError("a report is for classifiers: of a detector, --output FILE has the AP of every class")
+    def examiner(self, batches: Batches) -> DetectionExaminer:
+        assert isinstance(batches, EvalBatches), "a validation has no others"
+        return DetectionExaminer(_with_objects(batches.source))
 
     def head(self, kind: str, most: int | None) -> DetectionHead:
         from mindcv_reparam.tasks.detection.heads import DetectionHead

@@ -145,7 +145,7 @@ ROWS = {
     "re_max_attempts": (3, {"re_prob": 1.0}, lambda b: b.transform.erasing.attempts, 3),
     "mean": ((1.0, 2.0, 3.0), {}, lambda b: b.transform.normalize.mean, (1.0, 2.0, 3.0)),
     "std": ((4.0, 5.0, 6.0), {}, lambda b: b.transform.normalize.std, (4.0, 5.0, 6.0)),
-    "crop_pct": (0.75, {"val_while_train": True}, lambda b: b.data.val.batches.transform.crop_pct, 0.75),
+    "crop_pct": (0.75, {"val_while_train": True}, lambda b: b.data.val.batches.views.transform.crop_pct, 0.75),
     "mixup": (0.4, {}, lambda b: b.batches.mix.mixup_alpha, 0.4),
     "cutmix": (0.6, {}, lambda b: b.batches.mix.cutmix_alpha, 0.6),
     "cutmix_prob": (0.2, {}, lambda b: b.batches.mix.probability, 0.2),

@@ -56,10 +56,12 @@ def _facts(
 
     part = "" if images == len(source) else f"; {images} of them are validated"
     count = sum(parameter.size for parameter in network.get_parameters()) / 1e6
+    views = [("views", f"{config.tta}, probabilities averaged")] if config.tta != "none" else []
     return [
         ("data", f"{place_of(config)}: {described(source)}{part}"),
         ("model", f"{info.model} ({info.state}), {info.hparams['num_classes']} classes, {count:.3f} M numbers"),
         ("weights", config.ckpt_path),
+        *views,
     ]
 
 
@@ -115,6 +117,7 @@ def _measure(config: Config, device: str, ranks: "Ranks") -> None:
         print(f"{info.model} ({info.state}): {result.line()}, {result.images_per_second:.1f} img/s")
         if config.output:
             report = {"model": info.model, "state": info.state, "checkpoint": config.ckpt_path, **result.record()}
+            report |= {"tta": config.tta} if config.tta != "none" else {}
             with written_whole(Path(config.output)) as temporary:
                 temporary.write_text(json.dumps(report, indent=2) + "\n")
             for ending, document in result.documents().items():

@@ -132,6 +132,9 @@ class Config:
     crop_pct: float = _augmentation(
         "TV", 0.875, "part of the image's side that validation keeps", above=0, at_most=1, inherited="model"
     )
+    tta: Literal["none", "flip", "five_crop", "ten_crop"] = _augmentation(
+        "V", "none", "test-time augmentation: probabilities averaged over an image and its mirror image, or over crops"
+    )
     mixup: float = _augmentation("T", 0.0, "alpha of mixup, 0: off", at_least=0)
     cutmix: float = _augmentation("T", 0.0, "alpha of cutmix, 0: off", at_least=0)
     cutmix_prob: float = _augmentation("T", 1.0, "probability of mixing a batch at all", at_least=0, at_most=1)

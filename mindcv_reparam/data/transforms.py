@@ -190,11 +190,22 @@ class EvalTransform:
     normalize: Normalize
 
     def __call__(self, image: Image.Image) -> np.ndarray:
+        image = self.resize(image)
+        return self.normalize(self.crop(image, *self.centre(image)))
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image before the crop. Raises UnreadableImage."""
         height, width = self.resized(image.height, image.width)
         check_size(width, height, "resized")
-        image = image.resize((width, height), self.resampling)
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        return self.normalize(image.crop((left, top, left + self.size[1], top + self.size[0])))
+        return image.resize((width, height), self.resampling)
+
+    def centre(self, image: Image.Image) -> tuple[int, int]:
+        """Top and left of the central crop of a resized image."""
+        return round((image.height - self.size[0]) / 2), round((image.width - self.size[1]) / 2)
+
+    def crop(self, image: Image.Image, top: int, left: int) -> Image.Image:
+        """The part of ``size`` of a resized image that begins there."""
+        return image.crop((left, top, left + self.size[1], top + self.size[0]))
 
     @property
     def in_words(self) -> str:

@@ -1,6 +1,7 @@
 """The data of a training run, opened before MindSpore is imported."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,5 +47,6 @@ def open_data(config: Config, task: Task, ranks: Ranks) -> Iterator[Data]:
         val = None
         if config.val_while_train:
             val_source = create_dataset(config, False, source.classes, run=earlier, beside=source)
-            val = loaders.enter_context(open_loader(task, val_source, config, False, ranks.rank, ranks.size))
+            plain = dataclasses.replace(config, tta="none")  # which is for validate alone: every view costs a forward
+            val = loaders.enter_context(open_loader(task, val_source, plain, False, ranks.rank, ranks.size))
         yield Data(source, train, val)

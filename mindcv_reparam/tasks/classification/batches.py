@@ -10,8 +10,9 @@ from mindcv_reparam.data.batches import Batch, class_count, load_each, load_or_r
 from mindcv_reparam.data.randomness import Purpose, stream
 from mindcv_reparam.data.sampler import Balance, EvalSampler, Shard, TrainSampler, eval_sampler, train_sampler
 from mindcv_reparam.data.source import ImageSource
-from mindcv_reparam.data.transforms import EvalTransform, TrainTransform, eval_transform, train_transform
+from mindcv_reparam.data.transforms import TrainTransform, eval_transform, train_transform
 from mindcv_reparam.tasks.classification.mixup import BatchMix, soft_labels
+from mindcv_reparam.tasks.classification.views import Views
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,19 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """Batches for validation; padding and unreadable images are black and weigh nothing."""
+    """Batches for validation; padding and unreadable images are black and weigh nothing.
+
+    The views of an image lie behind one another: a batch has ``views.count`` images for every label.
+    """
 
     source: ImageSource
     sampler: EvalSampler
-    transform: EvalTransform
+    views: Views
     num_classes: int
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
-        return (self.sampler.shard.batch_size, 3, *self.transform.size)
+        return (self.sampler.shard.batch_size * self.views.count, 3, *self.views.transform.size)
 
     def shape(self, epoch: int, step: int) -> tuple[int, int, int, int]:
         return self.image_shape
@@ -73,11 +77,12 @@ class EvalBatches:
     def make(self, epoch: int, step: int, images: np.ndarray) -> Batch:
         """Fill ``images``; the rest is (labels int32 (B,), weights float32 (B,) of 1 or 0)."""
         draw = self.sampler.draw(epoch, step)
+        of_each = images.reshape(-1, self.views.count, *images.shape[1:])
 
         def place(row: int, image: Image.Image) -> None:
-            images[row] = self.transform(image)
+            of_each[row] = self.views(image)
 
-        weights, unreadable = load_each(self.source, draw, images, place)
+        weights, unreadable = load_each(self.source, draw, of_each, place)
         labels = np.array([self.source.target(index) for index in draw.indices.tolist()], dtype=np.int32)
         return Batch((labels, weights), unreadable)
 
@@ -99,7 +104,8 @@ def create_batches(config: Config, source: ImageSource, train: bool, shard: Shar
     """
     num_classes = class_count(config, source)
     if not train:
-        return EvalBatches(source, eval_sampler(config, len(source), shard), eval_transform(config), num_classes)
+        views = Views(eval_transform(config), config.tta)
+        return EvalBatches(source, eval_sampler(config, len(source), shard), views, num_classes)
     balance = None
     if config.balanced_sampling:
         balance = Balance(np.array([source.target(index) for index in range(len(source))], dtype=np.int32))

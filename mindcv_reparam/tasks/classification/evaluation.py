@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mindcv_reparam.distributed import Ranks
+from mindcv_reparam.tasks.classification.views import average
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Evaluation:
 
 
 class AccuracyEvaluator:
-    """Takes logits (B, C) with labels (B,) and weights (B,): 1 for a sample, 0 for padding.
+    """Takes logits (B, C) with labels (B,) and weights (B,): 1 for a sample, 0 for padding. Of several views of every
+    image, logits (B·views, C), the probabilities are averaged.
 
     Ranking and loss are computed in float64 on the host, so the counts do not depend on batch size or ranks. With
     fewer than five classes every finite prediction is among the first five.
@@ -55,7 +57,7 @@ class AccuracyEvaluator:
 
     def add(self, outputs: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...]) -> int:
         (logits,), (labels, weights) = outputs, targets
-        rank, loss = ranks_and_losses(logits.astype(np.float64), labels)
+        rank, loss = ranks_and_losses(average(logits, len(logits) // len(labels)).astype(np.float64), labels)
         self.sums += [float((weights * values).sum()) for values in (np.ones_like(rank), rank < 1, rank < 5)] + [
             float(loss[weights > 0].sum())
         ]

@@ -13,6 +13,7 @@ from mindcv_reparam.tasks.classification.batches import EvalBatches
 from mindcv_reparam.tasks.classification.calibration import Calibration, binned, fitted_temperature, log_likelihoods
 from mindcv_reparam.tasks.classification.evaluation import AccuracyEvaluator, Evaluation
 from mindcv_reparam.tasks.classification.results import most_probable, softmax
+from mindcv_reparam.tasks.classification.views import average
 from mindcv_reparam.tasks.task import About
 
 MOST = 5  # classes that are kept of an image
@@ -72,6 +73,7 @@ class ClassificationExaminer:
 
     def add(self, outputs: tuple[np.ndarray, ...], targets: tuple[np.ndarray, ...]) -> int:
         (logits,), (labels, weights) = outputs, targets
+        logits = average(logits, len(logits) // len(labels))
         indices = self._batches.sampler.draw(0, self._step).indices
         self._step += 1
         finite = np.isfinite(logits).all(axis=1)
@@ -84,7 +86,7 @@ class ClassificationExaminer:
         self._rows.append(np.column_stack([*columns, classes, probabilities]))
         kept = finite & (weights > 0)
         self._logits.append(np.column_stack([labels[kept], logits[kept]]).astype(np.float32))
-        return self._accuracy.add(outputs, targets)
+        return self._accuracy.add((logits,), targets)
 
     def result(self, ranks: Ranks, images_per_second: float) -> Evaluation:
         return self._accuracy.result(ranks, images_per_second)

@@ -60,6 +60,8 @@ class Detection:
         return [("objective", f"{config.class_loss}; {strong} of {config.epoch_size} epochs with strong augmentation")]
 
     def batches(self, config: Config, source: ImageSource, train: bool, shard: Shard) -> TrainBatches | EvalBatches:
+        if config.tta != "none":
+            raise UserError(f"tta {config.tta} is for classification: {config.model} finds objects")
         return create_batches(config, source, train, shard)
 
     def objective(

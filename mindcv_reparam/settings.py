@@ -44,7 +44,7 @@ def setting(
 
     Args:
         group: heading of the help that lists the flag.
-        scripts: initials of the scripts that have the flag (``"TVE"``: train, validate, export).
+        scripts: initials of the commands that have the flag (``"TVEP"``: train, validate, export, probe).
         default: value when neither YAML nor a flag sets it.
         help: a phrase; the parser adds the default.
         older_flag: another name on the command line, which the help does not show.

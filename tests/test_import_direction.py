@@ -68,6 +68,7 @@ ALLOWED = {
     "export": WEIGHTS | CELLS | {"bundle", "run", "data", "complexity", "tasks"},
     "report": {"errors"},
     "serving": BASE | {"bundle", "run", "data", "tasks"},
+    "probe": BASE | {"data", "tasks"},
     "complexity": WEIGHTS,
     "data": BASE | {"config", "distributed", "yaml_file"},
     "precision": BASE,

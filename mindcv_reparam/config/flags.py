@@ -11,7 +11,7 @@ from mindcv_reparam.settings import choices, elements, members, takes_several
 
 
 def add_settings(parser: Parser, command: str) -> None:
-    """Give a command ("train", "validate" or "export") a flag for every setting that it uses, and one for a YAML file.
+    """Give a command ("train", "validate", "export", "probe") a flag for every setting of its, and one for a YAML file.
 
     The parser only collects text, so that flags and YAML values are converted and refused alike.
     """

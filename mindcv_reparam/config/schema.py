@@ -37,6 +37,7 @@ _training = functools.partial(setting, "training")
 _optimizer = functools.partial(setting, "optimizer")
 _rate = functools.partial(setting, "learning rate")
 _loss = functools.partial(setting, "loss")
+_probe = functools.partial(setting, "linear probe")
 _distillation = functools.partial(setting, "distillation")
 _detection = functools.partial(setting, "detection")
 _precision = functools.partial(setting, "mixed precision")
@@ -45,7 +46,7 @@ _export = functools.partial(setting, "export")
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of three commands; the letters say which of them have the flag: train, validate, export.
+    """Settings of four commands; the letters say which of them have the flag: train, validate, export, probe.
 
     ``given`` names the settings that the user wrote, in YAML or on the command line; the others hold defaults, which
     ``with_defaults`` replaces by what the model or the checkpoint asks for.
@@ -53,12 +54,12 @@ class Config:
 
     given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False, kw_only=True)
 
-    mode: Literal[0, 1] = _system("TVE", 0, "graph mode (0) or PyNative mode (1)")
+    mode: Literal[0, 1] = _system("TVEP", 0, "graph mode (0) or PyNative mode (1)")
     distribute: bool | None = _system("T", None, "run on several devices; None: as launched (mpirun, msrun or neither)")
-    device_target: Literal["Ascend", "CPU"] | None = _system("TVE", None, "None: Ascend if there is one, else CPU")
-    seed: int = _system("TVE", 42, "seed of weights, data order and augmentation", at_least=0)
+    device_target: Literal["Ascend", "CPU"] | None = _system("TVEP", None, "None: Ascend if there is one, else CPU")
+    seed: int = _system("TVEP", 42, "seed of weights, data order and augmentation", at_least=0)
     jit_level: Literal["O0", "O1", "O2"] | None = _system(
-        "TV",
+        "TVP",
         None,
         "how far MindSpore compiles: O0 kernel by kernel, O1 fuses, O2 whole graphs on Ascend; None: its own choice",
     )
@@ -70,39 +71,39 @@ class Config:
     log_interval: int = _system("TV", 100, "steps between lines of the log", at_least=1)
 
     dataset: Literal["imagenet", "folder", "cifar10", "digits", "coco", "yolo", "scenes"] = _data(
-        "TVE",
+        "TVEP",
         "imagenet",
         "imagenet or folder: any folder of class folders; cifar10: its binary files; digits: comes along; for "
         "detection, coco: any JSON file of its form; yolo: data.yaml and label files; scenes: comes along",
     )
-    data_dir: str = _data("TV", "./", "folder, tar archive or CSV list of the data; digits and scenes need none")
-    labels: str = _data("TVE", "", "file with the class folder of every output, a line each, where nothing else tells")
-    train_split: str = _data("T", "train", "folder or archive of the training images in data_dir")
+    data_dir: str = _data("TVP", "./", "folder, tar archive or CSV list of the data; digits and scenes need none")
+    labels: str = _data("TVEP", "", "file with the class folder of every output, a line each, where nothing else tells")
+    train_split: str = _data("TP", "train", "folder or archive of the training images in data_dir")
     val_split: str = _data(
-        "TV", "val", "folder of the validation images in data_dir, or the part of the others to hold out, such as 0.1"
+        "TVP", "val", "folder of the validation images in data_dir, or the part of the others to hold out, such as 0.1"
     )
     fold: str = _data(
-        "TV", "", "k/n: the k-th of n parts of the training images is held out, of every class equally many"
+        "TVP", "", "k/n: the k-th of n parts of the training images is held out, of every class equally many"
     )
-    num_parallel_workers: int = _data("TV", 8, "workers that read and augment images", at_least=1)
+    num_parallel_workers: int = _data("TVP", 8, "workers that read and augment images", at_least=1)
     shuffle: bool = _data("T", True, "shuffle the training images every epoch")
     balanced_sampling: bool = _data(
         "T", False, "as many images of every class in an epoch, those of small ones repeatedly"
     )
     eval_shuffle: bool = _data("TV", False, "shuffle the validation images")
-    num_samples: int | None = _data("TVE", None, "use this many images only", at_least=1)
-    batch_size: int = _data("TV", 128, "images per device and step", at_least=1)
+    num_samples: int | None = _data("TVEP", None, "use this many images only", at_least=1)
+    batch_size: int = _data("TVP", 128, "images per device and step", at_least=1)
     drop_remainder: bool = _data("T", True, "leave out the last, smaller training batch")
-    allow_bad_images: bool = _data("TV", False, "leave unreadable images out of a validation instead of stopping")
+    allow_bad_images: bool = _data("TVP", False, "leave unreadable images out of a validation instead of stopping")
 
     image_resize: int | tuple[int, int] = _augmentation(
-        "TVE", 224, "image side, or height and width", at_least=1, inherited="model"
+        "TVEP", 224, "image side, or height and width", at_least=1, inherited="model"
     )
     image_background: tuple[int, int, int] = _augmentation(
-        "TV", (255, 255, 255), "RGB behind transparent pixels", at_least=0, at_most=255, inherited="model"
+        "TVP", (255, 255, 255), "RGB behind transparent pixels", at_least=0, at_most=255, inherited="model"
     )
     exif_orientation: bool = _augmentation(
-        "TV", False, "turn images as their EXIF says; the reference pipelines do not", inherited="model"
+        "TVP", False, "turn images as their EXIF says; the reference pipelines do not", inherited="model"
     )
     scale: tuple[float, float] = _augmentation("T", (0.08, 1.0), "area range of the random crop", above=0)
     ratio: tuple[float, float] = _augmentation("T", (0.75, 1.333), "aspect range of the random crop", above=0)
@@ -110,7 +111,7 @@ class Config:
     vflip: float = _augmentation("T", 0.0, "probability of a vertical flip", at_least=0, at_most=1)
     color_jitter: float = _augmentation("T", 0.4, "colour jitter; auto_augment switches it off", at_least=0)
     interpolation: Literal["nearest", "bilinear", "bicubic"] = _augmentation(
-        "TV", "bilinear", "resampling filter", inherited="model"
+        "TVP", "bilinear", "resampling filter", inherited="model"
     )
     auto_augment: str | None = _augmentation("T", None, "policy such as autoaug or rand-m9-mstd0.5-inc1")
     re_prob: float = _augmentation("T", 0.0, "probability of random erasing", at_least=0, at_most=1)
@@ -124,13 +125,13 @@ class Config:
     )
     re_max_attempts: int = _augmentation("T", 10, "tries to place a box in the image", at_least=1)
     mean: tuple[float, ...] = _augmentation(
-        "TV", (0.485 * 255, 0.456 * 255, 0.406 * 255), "channel means of 0-255 data", inherited="model"
+        "TVP", (0.485 * 255, 0.456 * 255, 0.406 * 255), "channel means of 0-255 data", inherited="model"
     )
     std: tuple[float, ...] = _augmentation(
-        "TV", (0.229 * 255, 0.224 * 255, 0.225 * 255), "channel deviations of 0-255 data", above=0, inherited="model"
+        "TVP", (0.229 * 255, 0.224 * 255, 0.225 * 255), "channel deviations of 0-255 data", above=0, inherited="model"
     )
     crop_pct: float = _augmentation(
-        "TV", 0.875, "part of the image's side that validation keeps", above=0, at_most=1, inherited="model"
+        "TVP", 0.875, "part of the image's side that validation keeps", above=0, at_most=1, inherited="model"
     )
     tta: Literal["none", "flip", "five_crop", "ten_crop"] = _augmentation(
         "V", "none", "test-time augmentation: probabilities averaged over an image and its mirror image, or over crops"
@@ -141,11 +142,11 @@ class Config:
     switch_prob: float = _augmentation("T", 0.5, "probability of cutmix where both are on", at_least=0, at_most=1)
     aug_repeats: int = _augmentation("T", 0, "repeated augmentation: views per image, 0 or 1: off", at_least=0)
 
-    model: str | None = _model("TVE", None, "name, see python -m mindcv_reparam list", inherited="checkpoint")
+    model: str | None = _model("TVEP", None, "name, see python -m mindcv_reparam list", inherited="checkpoint")
     num_classes: int | None = _model(
         "TVE", None, "classes; None: those of the data set", at_least=1, at_most=100_000, inherited="checkpoint"
     )
-    in_channels: int = _model("TVE", 3, "channels of the images", at_least=1, inherited="checkpoint")
+    in_channels: int = _model("TVEP", 3, "channels of the images", at_least=1, inherited="checkpoint")
     drop_rate: float = _model(
         "T",
         0.0,
@@ -155,13 +156,15 @@ class Config:
     )
     drop_path_rate: float | None = _model("T", None, "stochastic depth; None: the model's own", at_least=0, below=1)
     gelu: Literal["tanh", "exact"] | None = _model(
-        "TVE", None, "form of GELU; None: the model's own", inherited="checkpoint"
+        "TVEP", None, "form of GELU; None: the model's own", inherited="checkpoint"
     )
 
-    ckpt_path: str = _checkpoint("TVE", "", "checkpoint to start from, validate or export")
+    ckpt_path: str = _checkpoint("TVEP", "", "checkpoint to start from, validate or export")
     resume: str = _checkpoint("T", "", "auto: go on with the run in ckpt_save_dir, if any; or the file to go on from")
     allow_config_change: bool = _checkpoint("T", False, "resume although settings have changed")
-    ckpt_save_dir: str = _checkpoint("T", "./ckpt", "folder of checkpoints, metrics, curves and resolved configuration")
+    ckpt_save_dir: str = _checkpoint(
+        "TP", "./ckpt", "folder of checkpoints, metrics, curves and resolved configuration"
+    )
     ckpt_save_interval: int = _checkpoint("T", 1, "epochs between checkpoints", at_least=1)
     ckpt_save_policy: Literal["latest_k", "top_k"] | None = _checkpoint("T", "latest_k", "which to keep; None: all")
     keep_checkpoint_max: int = _checkpoint("T", 10, "checkpoints to keep", at_least=1)
@@ -242,10 +245,14 @@ class Config:
 
     loss: Literal["CE", "BCE"] = _loss("T", "CE", "cross-entropy or binary cross-entropy")
     class_weights: Literal["balanced"] | None = _loss(
-        "T", None, "balanced: all classes weigh the same in the loss, however many images they have"
+        "TP", None, "balanced: all classes weigh the same in the loss, however many images they have"
     )
     label_smoothing: float = _loss("T", 0.0, "label smoothing", at_least=0, below=1)
     reduction: Literal["mean", "sum"] = _loss("T", "mean", "over the batch")
+
+    probe_l2: float | None = _probe(
+        "P", None, "weight of the classifier's squared norm; None: chosen on a fifth of the training images", above=0
+    )
 
     distill: Literal["soft", "hard"] | None = _distillation(
         "T", None, "learn from the teacher's probabilities or from its most probable class"

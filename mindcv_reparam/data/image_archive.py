@@ -81,6 +81,9 @@ class ImageArchive(ClassFolders):
         path = self.archives[self._places[index, 0]][0]
         return f"{path}:{os.fsdecode(bytes(self._members[index]))}"
 
+    def stamp(self, index: int) -> str:
+        return f"{self.name(index)} {self.archives[self._places[index, 0]][1:]}"
+
     def _open(self, number: int) -> int:
         path, size, time = self.archives[number]
         try:

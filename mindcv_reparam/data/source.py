@@ -1,5 +1,6 @@
 """What a data set offers to the loader."""
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,10 @@ class ImageSource(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What a message calls sample ``index``: its file, or its place in a file."""
+
+    def stamp(self, index: int) -> str:
+        """A text that changes where the image of sample ``index`` is replaced by another one."""
+        return f"{self.name(index)} {zlib.crc32(self.pixels(index).tobytes()):08x}"
 
 
 class LabelledSource(ImageSource):

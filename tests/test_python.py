@@ -379,7 +379,7 @@ def test_a_table_shows_itself(tmp_path, monkeypatch):
     assert str(table) == (
         "image          label  probability\na.png          猫          0.7500\nlong name.png  a <b>       0.0625"
     )
-    assert "<td>a &lt;b&gt;</td><td>0.0625</td>" in table._repr_html_()
+    assert '<td>a &lt;b&gt;</td><td style="text-align: right">0.0625</td>' in table._repr_html_()
     assert table[1] == {"image": "long name.png", "label": "a <b>", "probability": 0.0625}
     assert [row["label"] for row in table] == table["label"]
     with pytest.raises(KeyError, match="no column labels, only image, label"):

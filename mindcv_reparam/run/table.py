@@ -74,7 +74,11 @@ class Table:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
-        rows = ["".join(f"<td>{html.escape(_shown(value))}</td>" for value in row) for row in self._some()]
+        align = [' style="text-align: right"' * self._is_number(place) for place in range(len(self.columns))]
+        rows = [
+            "".join(f"<td{style}>{html.escape(_shown(value))}</td>" for value, style in zip(row, align, strict=True))
+            for row in self._some()
+        ]
         if self._left_out():
             rows.insert(_SHOWN // 2, f'<td colspan="{len(self.columns)}">… {self._left_out()} rows …</td>')
         body = "".join(f"<tr>{row}</tr>" for row in rows)

@@ -36,6 +36,9 @@ def _checked_size(value: Any) -> Any:
     return value
 
 
+State = Literal["train", "branches", "full"]  # or the level of reparameterize
+Weights = Literal["online", "ema"]
+
 _Size = Annotated[Any, pydantic.AfterValidator(_checked_size)]
 _Count = Annotated[int, Ge(0), Le(2**53)]
 _Byte = Annotated[int, Ge(0), Le(255)]
@@ -49,7 +52,7 @@ _Further = bool | _Number | Annotated[str, MaxLen(64)] | None
 _FURTHER = pydantic.TypeAdapter(_Further | Annotated[list[_Further], MaxLen(16)])
 
 
-class Preprocessing(TypedDict, total=False):
+class _Preprocessing(TypedDict, total=False):
     """In the configuration's terms."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # type: ignore[misc]
@@ -85,19 +88,24 @@ def _checked_further(hparams: dict[str, Any]) -> dict[str, Any]:
     return hparams
 
 
+def _of_kind(keys: type) -> pydantic.GetPydanticSchema:
+    """What a dictionary is held against; code fills it and reads it by tables of names, which no checker follows."""
+    return pydantic.GetPydanticSchema(lambda _, handler: handler.generate_schema(keys))
+
+
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What a checkpoint is."""
 
     model: Annotated[str, MinLen(1), MaxLen(64)]
     # The other arguments of create_model.
-    hparams: Annotated[_KnownHparams, pydantic.AfterValidator(_checked_further)]
+    hparams: Annotated[dict[str, Any], _of_kind(_KnownHparams), pydantic.AfterValidator(_checked_further)]
     classes: _Names | None = None  # name of every class, by index: its folder in the data set
-    preprocessing: Preprocessing = field(default_factory=dict)
-    state: Literal["train", "branches", "full"] = "train"  # or the level of reparameterize
+    preprocessing: Annotated[dict[str, Any], _of_kind(_Preprocessing)] = field(default_factory=dict)
+    state: State = "train"
     epoch: _Count = 0  # epochs done
     step: _Count = 0  # batches trained with, per rank
-    weights: Literal["online", "ema"] = "online"  # the moving average of the online ones
+    weights: Weights = "online"  # "ema": the moving average of the online ones
     metrics: Annotated[dict[_Name, float], MaxLen(100)] = field(default_factory=dict)  # of these weights
     source: Annotated[str, MaxLen(4096)] = ""  # where converted weights come from
     labels: _Names | None = None  # what to call every class, by index, where its folder says it badly

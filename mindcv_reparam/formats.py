@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mindcv_reparam.errors import UserError
+
+State = Literal["train", "branches"]  # of a file: as trained, or fused by its own authors
 
 Parameters = Mapping[str, np.ndarray]  # of a network, by this project's names
 
@@ -199,7 +201,7 @@ class Table:
     unused: tuple[tuple[str, str], ...] = ()
     constants: tuple[tuple[str, float], ...] = ()
     roots: tuple[str, ...] = ("",)
-    state: str = "train"
+    state: State = "train"
     hparams: tuple[tuple[str, object], ...] = ()
     lacks: str | None = None
     written: bool = True

@@ -12,7 +12,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,9 @@ class PublishedDetection:
         return self.ap
 
 
-_PUBLISHED = {"detection": PublishedDetection}  # other tasks than classification, by name
+_PUBLISHED: dict[str, Callable[..., PublishedDetection]] = {
+    "detection": PublishedDetection
+}  # other tasks than classification, by name
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,21 @@ def read_family(path: Path, text: str) -> Family | None:
         raise UserError(f"the family {path} cannot be read: FAMILY: {error}") from None
 
 
+_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}  # of values, by a field's type
+
+
 def _info(model: str, family: str, said: Mapping[str, Any], published: Mapping[str, Any]) -> ModelInfo:
     known = {field.name: field for field in fields(ModelInfo)}
     for key, value in said.items():
         if key not in known or key in ("name", "family", "published"):
             raise UserError(f"FAMILY knows no {key}{suggestion(key, [*known, *_OF_FAMILY])}")
-        kinds = {int: (int,), float: (int, float), str: (str,)}.get(known[key].type, (str, tuple, type(None)))
+        kinds = _KINDS.get(known[key].type, (str, tuple, type(None)))
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise UserError(f"{key} of {model} is {value!r}")
     for key in ("input_size", "crop_pct"):
         if key not in said:
             raise UserError(f"FAMILY lacks {key!r} of {model}")
-    row = _PUBLISHED.get(said.get("task", ""), Published)
+    row: Callable[..., Published | PublishedDetection] = _PUBLISHED.get(said.get("task", ""), Published)
     accuracies = tuple(
         row(size, *rows[model], source)
         for source, sizes in published.items()

@@ -8,8 +8,9 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -20,7 +21,7 @@ _MEMBER = re.compile(r"(int|float|bool|str|nullable|none)$|(tuple|constrained|fu
 _SHOWN = 60  # characters of a value, or of a name, in a message
 
 
-def open_regular(path: str | os.PathLike[str], noun: str = "") -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], noun: str = "") -> BufferedReader:
     """A file opened for reading.
 
     Args:

@@ -23,7 +23,7 @@ from mindcv_reparam.errors import UserError, shortened
 from mindcv_reparam.features import feature_network, lacking_parts, pooled_network
 from mindcv_reparam.network import Network, as_network, describe
 from mindcv_reparam.registry import FORMATS, VARIANTS, ModelInfo, families, model_info
-from mindcv_reparam.reparam import LEVELS, reparameterize
+from mindcv_reparam.reparam import reparameterize
 from mindcv_reparam.suggestions import suggestion
 
 _ALL_FEATURES = {"out_indices": None, "norm_outputs": False, "frozen_stages": -1, "index_mode": "stages"}
@@ -190,6 +190,8 @@ def _run(name: str, path: Path) -> None:
     """Import a file, or the package whose ``__init__.py`` it is, as a module of that name, or not at all."""
     folder = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folder)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no file of Python")
     sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(sys.modules[name])
@@ -252,7 +254,7 @@ def _filled(
     count, held = (sum(math.prod(each.shape) for each in every) for every in (net.get_parameters(), arrays.values()))
     if "img_size" not in wanted and count > _LARGER * held + _HEAD:
         raise UserError(f"{path} describes a {info.model} of {count:,} numbers, and holds {held:,}: it is damaged")
-    if info.state in LEVELS:
+    if info.state != "train":
         net.init_parameters_data()
         net = reparameterize(net, info.state)
     if new_head:

@@ -280,6 +280,10 @@ def test_what_is_no_family_or_cannot_be_run_is_one_error(tmp_path):
         path.write_text(text)
         with outside(path), pytest.raises(UserError, match=re.escape(message)):
             create_model("plain_a")
+    other = path.with_suffix(".txt")
+    other.write_text(PLAIN.read_text())
+    with outside(other), pytest.raises(UserError, match=r"txt cannot be run: ImportError: it is no file of Python$"):
+        create_model("plain_a")
 
 
 def test_a_family_may_be_registered_by_a_call_but_not_under_a_name_that_is_taken(tmp_path):

@@ -71,6 +71,13 @@ def test_other_columns_are_refused(tmp_path):
         MetricsFile(tmp_path / "metrics.csv", first_epoch=2)
 
 
+def test_a_row_without_its_epoch_is_named(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.append(row(1) | {"epoch": None})
+    with pytest.raises(UserError, match="a row of the metrics file lacks the epoch"):
+        MetricsFile(file.path, first_epoch=2)
+
+
 def test_curves(tmp_path):
     rows = [row(epoch, top1=50.0 + epoch) for epoch in range(1, 6)]
     plot_curves({"": rows}, tmp_path / "one.png")

@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 
 INPUT_NAME, SIZES_NAME = "images", "sizes"  # in the files they are the names of the arguments of Graph.construct
 MANIFEST, LABELS, PREPROCESSING = "bundle.json", "labels.txt", "preprocessing.json"
-VERSION = 1  # of the manifest's layout
+VERSION: Literal[1] = 1  # of the manifest's layout
 
 InputKind = Literal["normalized", "rgb", "bgr"]
 Format = Literal["MINDIR", "ONNX", "AIR"]

@@ -31,7 +31,9 @@ def _schema() -> pydantic.TypeAdapter[pydantic.BaseModel]:
     hints = typing.get_type_hints(Config)
     groups = {name: item.metadata["group"] for name, item in SETTINGS.items() if item.metadata["inherited"]}
     names = [name for name, group in groups.items() if group == "augmentation"]
-    fields = {name: (hints[name], ... if name in _REQUIRED else SETTINGS[name].default) for name in names}
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if name in _REQUIRED else SETTINGS[name].default) for name in names
+    }
     limits = {f"limits_{name}": pydantic.field_validator(name)(_within_limits) for name in names}
     config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
     model = pydantic.create_model("Preprocessing", __config__=config, __validators__=limits, **fields)
@@ -39,11 +41,12 @@ def _schema() -> pydantic.TypeAdapter[pydantic.BaseModel]:
 
 
 def _within_limits(value: Any, info: pydantic.ValidationInfo) -> Any:
-    check_limits(info.field_name, SETTINGS[info.field_name].metadata["limits"], value)
+    name = info.field_name or ""  # which a field's validator has
+    check_limits(name, SETTINGS[name].metadata["limits"], value)
     numbers = [abs(number) for number in (value if isinstance(value, tuple) else (value,)) if type(number) is not str]
-    if info.field_name in ("mean", "std") and len(numbers) != 3:
+    if name in ("mean", "std") and len(numbers) != 3:
         raise ValueError("there is one number for each of three channels")
-    smallest = _SMALLEST if info.field_name in ("crop_pct", "std") else 0
+    smallest = _SMALLEST if name in ("crop_pct", "std") else 0
     if not all(smallest <= number <= _LARGEST for number in numbers):
         raise ValueError(f"must be between {smallest:g} and {_LARGEST:g}")
     return value

@@ -10,7 +10,7 @@ cannot be read is named and skipped. Exit status 0; 1 when images were skipped, 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -118,7 +118,7 @@ def _probability(text: str) -> float:
     return value
 
 
-def _check_ending(flag: str, path: Path | None, endings: Sequence[str]) -> None:
+def _check_ending(flag: str, path: Path | None, endings: Collection[str]) -> None:
     if path is not None and path.suffix not in endings:
         raise UserError(f"{flag} must end with {' or '.join(endings)}, got {path}")
 

@@ -27,10 +27,11 @@ def run(args: argparse.Namespace) -> int:
     from mindcv_reparam.training.run_log import RunLog
     from mindcv_reparam.training.tensorboard import require_tensorboard
 
-    task = task_of(config.model)
-    config = config.with_defaults(**model_info(config.model).preprocessing, dataset=task.datasets[0])
+    model = config.required_model()
+    task = task_of(model)
+    config = config.with_defaults(**model_info(model).preprocessing, dataset=task.datasets[0])
     config = config.with_defaults(**network_settings(config.ckpt_path or config.backbone_ckpt))
-    check_images(config.model, config.in_channels)
+    check_images(model, config.in_channels)
     task.check(config)
     if config.tensorboard:
         require_tensorboard()

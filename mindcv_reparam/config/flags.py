@@ -50,8 +50,8 @@ def configuration(arguments: argparse.Namespace, command: str) -> Config:
     for name, text in texts.items():
         values |= convert(name, " ".join(text) if isinstance(text, list) else text, where="--")
     config = Config(**values, given=frozenset(values))
-    if command == "train" and not config.model:
-        raise UserError("no model: give --model NAME; python -m mindcv_reparam list shows the names")
+    if command == "train":
+        config.required_model()
     # Elsewhere the recipe's word of how the training began means nothing.
     if command == "train" and config.ckpt_path and config.backbone_ckpt:
         raise UserError(

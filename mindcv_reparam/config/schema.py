@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mindcv_reparam.config.checks import check
+from mindcv_reparam.errors import UserError
 from mindcv_reparam.settings import setting
 
 # MindCV's keys that nothing here acts on: type, the value that means "off", and what to do instead of setting it.
@@ -334,6 +335,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def required_model(self) -> str:
+        """The model's name, for what cannot do without. Raises UserError where there is none."""
+        if not self.model:
+            raise UserError("no model: give --model NAME; python -m mindcv_reparam list shows the names")
+        return self.model
 
     def with_defaults(self, **values: Any) -> "Config":
         """A copy with other values where the user gave none, or None: what the model or the checkpoint asks for."""

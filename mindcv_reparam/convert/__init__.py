@@ -12,7 +12,7 @@ import numpy as np
 
 from mindcv_reparam.convert.facts import input_facts
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.formats import Table
+from mindcv_reparam.formats import State, Table
 from mindcv_reparam.registry import FORMATS, families, model_info
 from mindcv_reparam.zoo import family_classifier, family_variants, import_family
 
@@ -42,7 +42,7 @@ class Conversion:
     unused: dict[str, str] = field(default_factory=dict)
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         return self.table.state
 
 

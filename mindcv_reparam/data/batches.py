@@ -33,9 +33,14 @@ class Batches(Protocol):
         num_classes: that the targets tell apart.
     """
 
-    source: ImageSource
-    sampler: TrainSampler | EvalSampler
-    num_classes: int
+    @property
+    def source(self) -> ImageSource: ...
+
+    @property
+    def sampler(self) -> TrainSampler | EvalSampler: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:

@@ -6,7 +6,7 @@ and the ATC manual of CANN (``--framework``, ``--dynamic_batch_size``, ``--inser
 
 from collections.abc import Mapping, Sequence
 
-from mindcv_reparam.bundle.manifest import Manifest
+from mindcv_reparam.bundle.manifest import Format, Manifest
 from mindcv_reparam.errors import UserError
 
 FOLDER = "ascend"
@@ -15,6 +15,9 @@ _GEARS = (1, 4, 8, 16)  # where any batch may come: a converter compiles one pro
 # integers beyond 2048; with the other, it is for products of matrices alone.
 _PRECISIONS = {False: ("enforce_fp16", "force_fp16"), True: ("preferred_fp32", "allow_fp32_to_fp16")}
 _MOST_GEARS, _LARGEST_GEAR = 100, 2048  # atc's --dynamic_batch_size
+
+
+_READ_BY_LITE: tuple[Format, ...] = ("MINDIR", "ONNX")
 
 
 def check_gears(batch_sizes: Sequence[int] | None) -> None:
@@ -117,7 +120,7 @@ def _script(manifest: Manifest) -> str:
     if not _uses_aipp(manifest):
         atc = f'echo "{_BYTES_INTO_ATC}" >&2\n        {atc}'
     missing = 'echo "this bundle has no {} file: export it with --file_format {}" >&2; exit 2'
-    read_by_lite = [kind for kind in ("MINDIR", "ONNX") if kind in files]
+    read_by_lite = [kind for kind in _READ_BY_LITE if kind in files]
     return _SCRIPT.format(
         fmk=read_by_lite[0] if read_by_lite else "MINDIR",
         kinds="\n".join(f"            {kind}) file={files[kind]} ;;" for kind in read_by_lite),

@@ -18,8 +18,9 @@ from mindspore import nn
 
 from mindcv_reparam import __version__, complexity
 from mindcv_reparam.bundle.checksums import file_digest, write_checksums
-from mindcv_reparam.bundle.manifest import LABELS, MANIFEST, Manifest, unfit_label, write_manifest
+from mindcv_reparam.bundle.manifest import LABELS, MANIFEST, Format, Manifest, unfit_label, write_manifest
 from mindcv_reparam.checkpoint import CheckpointInfo
+from mindcv_reparam.checkpoint_info import State
 from mindcv_reparam.data.transforms import height_and_width
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.export import ascend
@@ -37,7 +38,7 @@ from mindcv_reparam.tasks import task_of
 from mindcv_reparam.tensors import TOLERANCE, relative_difference
 from mindcv_reparam.zoo import create_model
 
-FILES = {"MINDIR": "model.mindir", "ONNX": "model.onnx", "AIR": "model.air"}
+FILES: dict[Format, str] = {"MINDIR": "model.mindir", "ONNX": "model.onnx", "AIR": "model.air"}
 REPORT = "report.md"
 _RUNS = 10  # timed, after one that is not
 
@@ -48,7 +49,7 @@ class Candidate:
 
     network: nn.Cell
     info: CheckpointInfo  # of the file it comes from
-    state: str
+    state: State
     checkpoint: str
 
 
@@ -56,7 +57,7 @@ def write_bundle(
     folder: str | os.PathLike[str],
     candidate: Candidate,
     interface: Interface,
-    formats: Sequence[str],
+    formats: Sequence[Format],
     *,
     labels: Sequence[str] | None = None,
     opset: int = 17,
@@ -113,7 +114,7 @@ def write_bundle(
 def _manifest(
     candidate: Candidate,
     deployment: Deployment,
-    formats: Sequence[str],
+    formats: Sequence[Format],
     labels: tuple[str, ...],
     preprocessing: dict[str, Any],
 ) -> Manifest:
@@ -137,9 +138,9 @@ def _manifest(
     )
 
 
-def _write_models(folder: Path, deployment: Deployment, formats: Sequence[str], opset: int) -> dict[str, Program]:
+def _write_models(folder: Path, deployment: Deployment, formats: Sequence[Format], opset: int) -> dict[Format, Program]:
     """Write the files and load them again: programs by format, without AIR, which nothing here loads."""
-    programs = {}
+    programs: dict[Format, Program] = {}
     mindir = folder / FILES["MINDIR"]
     if "MINDIR" in formats or "ONNX" in formats:  # ONNX is translated from it
         names = tuple(output.name for output in deployment.outputs)
@@ -158,7 +159,7 @@ def _write_models(folder: Path, deployment: Deployment, formats: Sequence[str], 
     return programs
 
 
-def _measure(name: str, folder: Path, program: Program, deployment: Deployment) -> Measurement:
+def _measure(name: Format, folder: Path, program: Program, deployment: Deployment) -> Measurement:
     """How far a file is from the network, and how long it takes; raises UserError if it is too far."""
     trials = deployment.trials()
     measure = functools.partial(deployment.task.results.difference, deployment.output_kind)
@@ -216,14 +217,14 @@ def _source(candidate: Candidate) -> Source:
     height, width = height_and_width(info.hparams["img_size"])
     shape = (1, info.hparams["in_channels"], height, width)
     train = create_model(info.model, **info.hparams).set_train(False)
-    costs = [complexity.cost(net, shape) for net in (train, candidate.network)]
+    before, after = (complexity.cost(net, shape) for net in (train, candidate.network))
     return Source(
         checkpoint=os.path.basename(candidate.checkpoint),
         digest=file_digest(candidate.checkpoint),
         info=info,
-        parameters=tuple(complexity.count_parameters(net) for net in (train, candidate.network)),
-        macs=tuple(cost.macs for cost in costs),
-        operators=tuple(cost.operators for cost in costs),
+        parameters=(complexity.count_parameters(train), complexity.count_parameters(candidate.network)),
+        macs=(before.macs, after.macs),
+        operators=(before.operators, after.operators),
     )
 
 

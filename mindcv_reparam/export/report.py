@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mindcv_reparam.bundle.manifest import LABELS, Manifest
+from mindcv_reparam.bundle.manifest import LABELS, Format, Manifest
 from mindcv_reparam.bundle.preprocessing import in_words
 from mindcv_reparam.checkpoint import CheckpointInfo
 from mindcv_reparam.tensors import TOLERANCE, TensorSpec
@@ -48,7 +48,7 @@ class Source:
 class Report:
     manifest: Manifest
     source: Source
-    measured: Mapping[str, Measurement]  # by format
+    measured: Mapping[Format, Measurement]
     rounding: float | None  # what float16 weights change
     written: str  # when, and by which versions
 

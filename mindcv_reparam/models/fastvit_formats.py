@@ -7,6 +7,7 @@ from mindcv_reparam.formats import (
     Formats,
     Parameters,
     Rule,
+    State,
     Table,
     conv_norm,
     count,
@@ -63,7 +64,7 @@ _TIMM_FUSED = (
 )
 
 
-def _table(source: str, markers: tuple[str, ...], rules: tuple[Rule, ...], state: str = "train") -> Table:
+def _table(source: str, markers: tuple[str, ...], rules: tuple[Rule, ...], state: State = "train") -> Table:
     norms = r".*\.((kxk|scale|large|small)\.1|mlp\.conv\.1|identity|norm)"
     layouts = (trailing_ones(r".*\.token_mixer\.(qkv|proj)\.weight", theirs=2, ours=4),)
     return Table(source, markers, rules, norms, layouts, state=state, written=source == "timm")

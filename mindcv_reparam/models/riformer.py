@@ -9,7 +9,7 @@ import re
 from mindspore import nn
 
 from mindcv_reparam import fusion
-from mindcv_reparam.formats import TIMM_HEAD, Formats, Rule, Table
+from mindcv_reparam.formats import TIMM_HEAD, Formats, Rule, State, Table
 from mindcv_reparam.layers import GroupNorm, conv2d, linear_of
 from mindcv_reparam.models.metaformer import SIZES, STEMS, MetaFormer, variant_of
 from mindcv_reparam.registry import register_variants
@@ -83,7 +83,7 @@ class RIFormer(MetaFormer):
 VARIANTS = {f"riformer_{size}": hyper_parameters for size, hyper_parameters in SIZES.items()}
 
 
-def _table(backbone: str, norm1: Rule, marker: str, state: str) -> Table:
+def _table(backbone: str, norm1: Rule, marker: str, state: State) -> Table:
     """mmpretrain's layout; ``backbone`` is the prefix in a classifier's file and empty in a backbone's own."""
     return Table(
         source="mmpretrain",
@@ -104,8 +104,9 @@ def _table(backbone: str, norm1: Rule, marker: str, state: str) -> Table:
     )
 
 
-_AFFINE = Rule("{path}.norm1.{leaf}", "{path}.token_mixer.norm.{leaf}"), "token_mixer.affine.weight", "train"
-_DEPLOY = Rule("{path}.norm_reparam.{leaf}", "{path}.token_mixer.{leaf}"), "norm_reparam.weight", "branches"
+_Kind = tuple[Rule, str, State]
+_AFFINE: _Kind = Rule("{path}.norm1.{leaf}", "{path}.token_mixer.norm.{leaf}"), "token_mixer.affine.weight", "train"
+_DEPLOY: _Kind = Rule("{path}.norm_reparam.{leaf}", "{path}.token_mixer.{leaf}"), "norm_reparam.weight", "branches"
 FORMATS = Formats(
     tables=tuple(_table(backbone, *kind) for backbone in ("backbone.", "") for kind in (_AFFINE, _DEPLOY)),
     stems=STEMS,

@@ -34,6 +34,8 @@ def write_contact_sheet(path: Path, results: Results[Any], predictions: Sequence
     font = font_for((line for lines in (*captions, files) for line in lines), _LINE - 4)
     for number, (prediction, (first, second), file) in enumerate(zip(predictions, captions, files)):
         left, top = number % columns * _CELL[0] + _MARGIN, number // columns * _CELL[1] + _MARGIN
+        if prediction.thumbnail is None:
+            continue
         thumbnail = results.drawn(prediction.thumbnail, prediction.found, label)
         sheet.paste(thumbnail, (left + (THUMBNAIL - thumbnail.width) // 2, top + (THUMBNAIL - thumbnail.height) // 2))
         text = top + THUMBNAIL + _MARGIN

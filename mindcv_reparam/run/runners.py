@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindcv_reparam.bundle.checksums import check_files
-from mindcv_reparam.bundle.manifest import LABELS, MANIFEST, PREPROCESSING, Manifest, read_manifest
+from mindcv_reparam.bundle.manifest import LABELS, MANIFEST, PREPROCESSING, Format, Manifest, read_manifest
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.packages import is_installed, missing
 from mindcv_reparam.plain_paths import readable_path
@@ -110,7 +110,7 @@ def lite_program(path: str | os.PathLike[str]) -> Program:
 
 
 # name → format it runs, and how
-BACKENDS: dict[str, tuple[str, Callable[..., Program]]] = {
+BACKENDS: dict[str, tuple[Format, Callable[..., Program]]] = {
     "onnxruntime": ("ONNX", onnxruntime_program),
     "mindspore": ("MINDIR", mindspore_program),
     "lite": ("MINDIR", lite_program),

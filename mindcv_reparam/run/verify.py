@@ -1,12 +1,12 @@
 """Checking a bundle again, wherever it is: its bytes, its preprocessing, and what its models compute."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mindcv_reparam.bundle.checksums import REMEDY, check_checksums
-from mindcv_reparam.bundle.manifest import LABELS, MANIFEST, PREPROCESSING, Manifest, read_manifest
+from mindcv_reparam.bundle.manifest import LABELS, MANIFEST, PREPROCESSING, Format, Manifest, read_manifest
 from mindcv_reparam.data.decoder import UnreadableImage
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.packages import is_installed
@@ -19,7 +19,10 @@ from mindcv_reparam.untrusted import inside
 
 # Of the range of a metric. Equal networks rank a few images or boxes the other way round, float16 weights some more.
 APART = 0.005
-_PROGRAMS = {"MINDIR": ("mindspore", mindspore_program), "ONNX": ("onnxruntime", onnxruntime_program)}
+_PROGRAMS: dict[Format, tuple[str, Callable[[Path], Program]]] = {
+    "MINDIR": ("mindspore", mindspore_program),
+    "ONNX": ("onnxruntime", onnxruntime_program),
+}
 
 
 def verify_bundle(folder: Path, comparison: Comparison | None = None) -> Iterator[str]:
@@ -44,12 +47,12 @@ def verify_bundle(folder: Path, comparison: Comparison | None = None) -> Iterato
         raise UserError(f"{folder}: preprocessing gives another input than it did: Pillow's version may differ")
     yield "preprocessing: the sample's image gives the sample's input, bit for bit"
     for name, file in manifest.files.items():
-        package, load = _PROGRAMS.get(name, (None, None))
-        if package is None:
+        if name not in _PROGRAMS:
             yield f"{name}: not run, nothing but Ascend runs it"
-        elif not is_installed(package):
-            yield f"{name}: not run, {package} is not installed here"
+        elif not is_installed(_PROGRAMS[name][0]):
+            yield f"{name}: not run, {_PROGRAMS[name][0]} is not installed here"
         else:
+            _, load = _PROGRAMS[name]
             path = inside(folder, file)
             program = fitting(load(path), manifest, path)
             largest = _run(program, manifest, inputs, size, expected)

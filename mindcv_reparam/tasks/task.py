@@ -45,8 +45,11 @@ class Metric:
 class Evaluation(Protocol):
     """What a validation found, over all ranks."""
 
-    samples: int
-    images_per_second: float
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def images_per_second(self) -> float: ...
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """The task's metrics by name; ``prefix`` tells averaged weights from the online ones."""

@@ -43,12 +43,12 @@ def train(config: Config, task: Task, device: str, ranks: Ranks, data: Data, run
         Interrupted: a signal has stopped the run.
     """
     folder = Path(config.ckpt_save_dir)
-    resumed = resume_path(config.resume, folder, config.model, ranks)
+    resumed = resume_path(config.resume, folder, config.required_model(), ranks)
     network = build_network(config, device, ranks)
     weights = f"those of the run that goes on, {resumed}" if resumed else load_initial(config, network, data.classes)
     step = build_step(config, task, network, device, ranks, data)
     state = TrainingState(
-        state_path(folder, config.model),
+        state_path(folder, config.required_model()),
         {parameter.name: parameter for parameter in step.get_parameters()} | mask_states(network),
         ranks,
         config,
@@ -82,7 +82,7 @@ def hyper_parameters(config: Config) -> dict[str, Any]:
 def build_network(config: Config, device: str, ranks: Ranks) -> nn.Cell:
     """The network to train, with weights and masks by the seed."""
     network = create_model(
-        config.model,
+        config.required_model(),
         drop_rate=config.drop_rate,
         drop_path_rate=config.drop_path_rate,
         **hyper_parameters(config),
@@ -106,7 +106,7 @@ def build_optimizer(config: Config, network: nn.Cell) -> Optimizer:
         nesterov=config.use_nesterov,
         eps=config.eps,
         layer_decay=config.layer_decay,
-        blocks=families()[model_info(config.model).family].blocks,
+        blocks=families()[model_info(config.required_model()).family].blocks,
     )
 
 
@@ -132,7 +132,7 @@ def build_step(config: Config, task: Task, network: nn.Cell, device: str, ranks:
 def build_rates(config: Config, steps_per_epoch: int, ranks: Ranks) -> np.ndarray:
     """The learning rate of every step, (epochs · steps per epoch,)."""
     lr, min_lr = config.lr, config.min_lr
-    if config.lr_scale == "linear":
+    if config.lr_scale == "linear" and config.lr_base_batch is not None:
         batch = ranks.size * config.batch_size * config.gradient_accumulation_steps
         lr, min_lr = scaled_rates(lr, min_lr, batch, config.lr_base_batch)
     return learning_rates(

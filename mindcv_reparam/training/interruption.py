@@ -6,7 +6,9 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,7 @@ class Interruption:
         self._received: signal.Signals | None = None
         self._at_once = False  # it came where nothing is lost by ending
         self._ballot: Ballot | None = None
-        self._replaced: dict[signal.Signals, signal.Handlers] = {}
+        self._replaced: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
         self._left = threading.Event()
         self._ending = contextlib.ExitStack()
 
@@ -82,8 +84,8 @@ class Interruption:
                 if watch.here().disposable and (self._at_once or time.monotonic() - heard_at > _PATIENCE):
                     reason = f"during {watch.here().text}: nothing was trained since the last saved state"
                     watch.leave(128 + number, f"stopped by {number.name} {reason}")
-                if reason := watch.hopeless(_PATIENCE):
-                    watch.leave(128 + number, f"stopped by {number.name} without saving: {reason}")
+                if silent := watch.hopeless(_PATIENCE):
+                    watch.leave(128 + number, f"stopped by {number.name} without saving: {silent}")
             return
 
     def _note(self, number: int, frame: FrameType | None) -> None:

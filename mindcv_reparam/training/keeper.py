@@ -1,12 +1,11 @@
 """Which checkpoints of a run stay on the disk."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mindcv_reparam.training.metrics import metrics_of
-
-Record = Mapping[str, float | None]
+from mindcv_reparam.checkpoint_info import Weights
+from mindcv_reparam.training.metrics import Record, counted, metrics_of
 
 
 class CheckpointKeeper:
@@ -32,13 +31,13 @@ class CheckpointKeeper:
         self,
         directory: Path,
         prefix: str,
-        save: Callable[[Path, Record, str], None],
+        save: Callable[[Path, Record, Weights], None],
         metric: str,
         *,
         keep: int = 10,
         policy: str | None = "latest_k",
         interval: int = 1,
-        weights: Sequence[str] = ("online",),
+        weights: Sequence[Weights] = ("online",),
         delete: Callable[[Path], None] = lambda path: path.unlink(missing_ok=True),
     ) -> None:
         self.directory = directory
@@ -70,12 +69,13 @@ class CheckpointKeeper:
         """Take over from an interrupted run: its best score, and those of its files that still exist."""
         for record in records:
             self._improved(record)
-            if self.path(int(record["epoch"])).exists():
-                self._kept[int(record["epoch"])] = self._score(record)
+            epoch = counted("epoch", record)
+            if self.path(epoch).exists():
+                self._kept[epoch] = self._score(record)
 
     def epoch_end(self, record: Record) -> None:
         """Save what the epoch deserves; `record` holds `epoch`, counted from 1, and after a validation the metric."""
-        epoch, score = int(record["epoch"]), self._score(record)
+        epoch, score = counted("epoch", record), self._score(record)
         if self._improved(record):
             self._save_all(self.best_path, record)
         if epoch % self.interval == 0:

@@ -22,6 +22,8 @@ TERMS = "terms of the loss"
 _SETS = "", AVERAGED
 _ACROSS = 3  # panels
 
+Record = Mapping[str, float | None]  # of an epoch, by the names of the columns
+
 
 def columns(metrics: Sequence[Metric], averaged: bool = False, parts: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns of a run's file.
@@ -59,7 +61,7 @@ class MetricsFile:
         with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(row for row in rows if row["epoch"] < first_epoch)
+            writer.writerows(row for row in rows if counted("epoch", row) < first_epoch)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Append one row and wait until it is on the disk."""
@@ -69,7 +71,19 @@ class MetricsFile:
             os.fsync(file.fileno())
 
 
-def metrics_of(weights: str, record: Mapping[str, float | None]) -> dict[str, float | None]:
+def counted(name: str, record: Record) -> int:
+    """The "epoch" or the "step", which every record has.
+
+    Raises:
+        UserError: a row of a file lacks it.
+    """
+    count = record[name]
+    if count is None:
+        raise UserError(f"a row of the metrics file lacks the {name}: take the line out")
+    return int(count)
+
+
+def metrics_of(weights: str, record: Record) -> dict[str, float | None]:
     """What a record tells of the "online" or of the "ema" weights, validated under the same names."""
     own = {name: value for name, value in record.items() if not name.startswith(AVERAGED)}
     if weights == "ema":

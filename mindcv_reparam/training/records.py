@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
-from mindcv_reparam.checkpoint_info import DATA_LENGTH
+from mindcv_reparam.checkpoint_info import DATA_LENGTH, Weights
 from mindcv_reparam.config import DECODING, Config, save_yaml
 from mindcv_reparam.data.outline import named
 from mindcv_reparam.files import clear_unfinished, set_aside
@@ -17,7 +17,7 @@ from mindcv_reparam.registry import model_info
 from mindcv_reparam.tasks.task import Task
 from mindcv_reparam.training.data import Data
 from mindcv_reparam.training.keeper import CheckpointKeeper
-from mindcv_reparam.training.metrics import MetricsFile, columns, metrics_of, plot_curves, read_metrics
+from mindcv_reparam.training.metrics import MetricsFile, Record, columns, counted, metrics_of, plot_curves, read_metrics
 from mindcv_reparam.training.resume import Progress
 from mindcv_reparam.training.step import TrainStep
 from mindcv_reparam.training.tensorboard import TensorBoard
@@ -50,17 +50,18 @@ class Records:
         self._copied: tuple[object, dict[str, dict[str, np.ndarray]]] = (None, {})
         self.step = step
         self.data = data
+        self.model = config.required_model()
         self.hyper_parameters = dict(hyper_parameters)
         self.folder = Path(config.ckpt_save_dir)
         open_folder(self.folder, resumed)
         parts = step.objective.parts if len(step.objective.parts) > 1 else ()
         written = columns(task.metrics, step.average is not None, parts)
         self.metrics = MetricsFile(self.folder / "metrics.csv", written, start.epoch + 1)
-        save_yaml(config, self.folder / f"{config.model}.yaml")
+        save_yaml(config, self.folder / f"{self.model}.yaml")
         data.source.write_split(self.folder)
         self.keeper = CheckpointKeeper(
             self.folder,
-            config.model,
+            self.model,
             self.save,
             task.selects,
             keep=config.keep_checkpoint_max,
@@ -84,50 +85,52 @@ class Records:
             self.interval_hooks.append(board.interval_end)
             self.epoch_hooks.append(board.epoch_end)
 
-    def save(self, path: Path, record: Mapping[str, float | None], weights: str) -> None:
+    def save(self, path: Path, record: Record, weights: Weights) -> None:
         """Have a checkpoint written of the "online" or the "ema" weights as they are now."""
-        measured = metrics_of(weights, record)
         config = self.config
         info = CheckpointInfo(
-            model=config.model,
+            model=self.model,
             hparams=self.hyper_parameters,
             classes=list(self.data.classes),
             category_ids=self.data.source.category_ids,
-            preprocessing={
-                name: getattr(config, name) for name in (*model_info(config.model).preprocessing, *DECODING)
-            },
-            epoch=measured.pop("epoch"),
-            step=measured.pop("step"),
+            preprocessing={name: getattr(config, name) for name in (*model_info(self.model).preprocessing, *DECODING)},
+            epoch=counted("epoch", record),
+            step=counted("step", record),
             weights=weights,
-            metrics=measured,
+            metrics={
+                name: value
+                for name, value in metrics_of(weights, record).items()
+                if name not in ("epoch", "step") and value is not None
+            },
             data=named(config, self.data.source)[:DATA_LENGTH],
         )
         arrays = self._copies(weights, record["step"])
         self.writer.submit(functools.partial(save_checkpoint, path, arrays, info))
 
-    def _copies(self, weights: str, step: float | None) -> dict[str, np.ndarray]:
+    def _copies(self, weights: Weights, step: float | None) -> dict[str, np.ndarray]:
         """The same for all files of a step."""
         if self._copied[0] != step:
             self._copied = (step, {})
         copies = self._copied[1]
         if weights not in copies:
             names = [parameter.name for parameter in self.step.network.get_parameters()]
-            values = self.step.average.shadow if weights == "ema" else self.step.network.get_parameters()
+            average = self.step.average if weights == "ema" else None
+            values = self.step.network.get_parameters() if average is None else average.shadow
             copies[weights] = copies_of({name: value.asnumpy() for name, value in zip(names, values, strict=True)})
         return copies[weights]
 
-    def _forget_copies(self, record: Mapping[str, float | None]) -> None:
+    def _forget_copies(self, record: Record) -> None:
         self._copied = (None, {})
 
     def _plot(self) -> None:
         rows = read_metrics(self.metrics.path)
         plot_curves({"": rows}, self.shown, self.folder / "curves.png", str(self.config.model))
 
-    def train_end(self, record: Mapping[str, float | None]) -> None:
+    def train_end(self, record: Record) -> None:
         self.keeper.train_end(record)
 
 
-def kept_weights(config: Config) -> tuple[str, ...]:
+def kept_weights(config: Config) -> tuple[Weights, ...]:
     """The weights whose metric says what is best, then the others, if there are two sets."""
     if not config.ema:
         return ("online",)

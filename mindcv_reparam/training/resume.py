@@ -235,7 +235,7 @@ class TrainingState:
 
 
 def _digest(value: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(value), digest_size=16).digest()
+    return hashlib.blake2b(value.tobytes(), digest_size=16).digest()
 
 
 def resume_path(resume: str, folder: Path, model: str, ranks: Ranks) -> Path | None:

@@ -1,5 +1,7 @@
 """One training step as one compiled graph."""
 
+from typing import Any
+
 import mindspore as ms
 from mindspore import Parameter, Tensor, amp, nn, ops
 
@@ -134,7 +136,9 @@ class TrainStep(nn.Cell):
         self.rescales = self.loss_scale.active or accumulation_steps > 1 or clip_norm is not None
         self.reduce = create_reducer(optimizer.parameters, size, allreduce_mb) if size > 1 else None
         self.sum_over_ranks = ops.AllReduce() if size > 1 else None
-        self.totals = optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
+        self.totals: Any = (
+            optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
+        )
         self.skipped = Parameter(Tensor(0, ms.int32), name="skipped_updates", requires_grad=False)
         self.forward = ScaledForward(objective, scaled=self.loss_scale.active)
         self.value_and_grad = ms.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)

@@ -212,7 +212,7 @@ class Trainer:
                 if stop:
                     self._stop(stop, done)
         last = (epoch + 1) * self.steps_per_epoch
-        images, seconds, waited = done.measured
+        count, seconds, waited = done.measured
         record = {
             "epoch": epoch + 1,
             "step": last,
@@ -222,8 +222,8 @@ class Trainer:
             "skipped_updates": int(self.step.skipped.asnumpy()),
             "unreadable_images": int(self.ranks.sum([self.loader.skipped - unreadable])[0]),
         }
-        if images:  # else the epoch was the step that compiles
-            record |= {"img_per_s": images * self.ranks.size / seconds, "data_wait": waited / seconds}
+        if count:  # else the epoch was the step that compiles
+            record |= {"img_per_s": count * self.ranks.size / seconds, "data_wait": waited / seconds}
         return record, done
 
     def _bar(self, at: Progress) -> tqdm:

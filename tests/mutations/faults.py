@@ -174,8 +174,8 @@ ROOMS = (
                 'record |= {"img_per_s": images / seconds, "data_wait": waited / seconds}\n            left',
             ),
             "an epoch's img/s of one rank": (
-                'record |= {"img_per_s": images * self.ranks.size / seconds, "data_wait": waited / seconds}\n        return',  # noqa: E501
-                'record |= {"img_per_s": images / seconds, "data_wait": waited / seconds}\n        return',
+                'record |= {"img_per_s": count * self.ranks.size / seconds, "data_wait": waited / seconds}\n        return',  # noqa: E501
+                'record |= {"img_per_s": count / seconds, "data_wait": waited / seconds}\n        return',
             ),
             "the average's statistics of one rank": (
                 "average_statistics(self.step.get_parameters(), self.ranks)",

@@ -45,7 +45,7 @@ class Classification:
             parse_auto_augment(config.auto_augment)
         if config.teacher_ckpt:
             model_info(config.teacher)
-        if config.imitation_ckpt and model_info(config.model).imitates is None:
+        if config.imitation_ckpt and model_info(config.required_model()).imitates is None:
             able = ", ".join(sorted({f"{info.family}_*" for info in models().values() if info.imitates}))
             raise UserError(f"imitation_ckpt is for the models {able}, which imitate another, not {config.model}")
 
@@ -75,7 +75,7 @@ class Classification:
         from mindcv_reparam.tasks.classification.teachers import create_distillation, create_imitation
 
         loss = create_loss(config.loss, reduction=config.reduction)  # labels come smoothed
-        distillation, teacher = create_distillation(config, loss, classes, config.num_classes, level)
+        distillation, teacher = create_distillation(config, loss, classes, config.num_classes or len(classes), level)
         imitation = create_imitation(config, network, level)
         return ClassificationObjective(network, loss, distillation, imitation, teacher)
 

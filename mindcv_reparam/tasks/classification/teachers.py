@@ -38,9 +38,10 @@ def create_distillation(
 
 def create_imitation(config: Config, network: nn.Cell, level: str) -> Imitation | None:
     """Imitating the model that the family names; it donates its weights unless there is a ckpt_path."""
-    if not config.imitation_ckpt:
+    imitated = model_info(config.required_model()).imitates
+    if not config.imitation_ckpt or imitated is None:
         return None
-    teacher = load_imitated(config.imitation_ckpt, model_info(config.model).imitates, config)
+    teacher = load_imitated(config.imitation_ckpt, imitated, config)
     if not config.ckpt_path:
         donate(teacher, network, config.imitation_ckpt)
     factors = (config.imitation_in, config.imitation_out, config.imitation_rel)

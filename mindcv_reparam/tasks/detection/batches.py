@@ -71,7 +71,8 @@ class TrainBatches:
         unreadable: list[tuple[int, str]] = []
         found: list[Objects] = []
         noises: list[Noise] = []
-        transform = dataclasses.replace(self.transform, size=images.shape[2:])
+        height, width = images.shape[2:]
+        transform = dataclasses.replace(self.transform, size=(height, width))
         for row, (position, index) in enumerate(zip(draw.positions.tolist(), draw.indices.tolist())):
             pixels, objects = load_or_replace(self.source, index, seed, epoch, position, unreadable)
             rng = stream(seed, Purpose.AUGMENT, epoch, position)
@@ -181,7 +182,7 @@ def create_batches(config: Config, source: ImageSource, train: bool, shard: Shar
         sampler=sampler,
         transform=train_transform(config),
         num_classes=num_classes,
-        num_queries=model_info(config.model).queries,
+        num_queries=model_info(config.required_model()).queries,
         max_boxes=config.max_boxes,
         strong_epochs=config.epoch_size - config.plain_epochs,
         denoising_queries=config.denoising_queries,

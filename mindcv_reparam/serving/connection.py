@@ -23,14 +23,14 @@ class Connection(H11Protocol):
     limits = Limits()  # of the one server in this process
     linger_seconds = 0.0  # for which a server that stops answers on idle connections: a request may be under way
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # pause_writing tells of every byte that the client does not take
         self._idle = False  # between two requests, where uvicorn's own time limit holds
         self._waits_since = self.loop.time()
         self._unread_since: float | None = None
         if len(self.connections) > self.limits.max_connections:
-            victim = _longest_waiting(self.connections)
+            victim = _longest_waiting([other for other in self.connections if isinstance(other, Connection)])
             self.connections.discard(victim)  # at once, others may arrive before it is closed
             victim.transport.abort()
 

@@ -71,6 +71,7 @@ class Decoders:
                     decoded = await self._large.tensor(file, steps)
                 finally:
                     self._large.kill()  # with the memory that it holds
+            assert decoded is not None  # to this one none is too large
         return decoded
 
 
@@ -82,7 +83,7 @@ class _Decoder:
         self._seconds = seconds
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> None:
+    async def start(self) -> asyncio.subprocess.Process:
         paths = [str(_PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "mindcv_reparam.serving.decoding", *self._arguments),
@@ -92,8 +93,9 @@ class _Decoder:
             start_new_session=True,  # Ctrl-C is for the server alone
             limit=_COPY,
         )
-        if await self._process.stdout.readline() != b"\n":
+        if await _pipes(self._process)[1].readline() != b"\n":
             raise RuntimeError("a process that decodes images does not start")
+        return self._process
 
     def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -103,11 +105,12 @@ class _Decoder:
 
     async def tensor(self, file: bytes, steps: Steps) -> Decoded | None:
         """As that of Decoders; None for an image that is too large for this one."""
-        if self._process is None or self._process.returncode is not None:
-            await self.start()
+        process = self._process
+        if process is None or process.returncode is not None:
+            process = await self.start()
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._ask(file, steps)
+                return await self._ask(*_pipes(process), file, steps)
         except TimeoutError:
             self.kill()
             raise Refused(400, f"decoding the image takes longer than {self._seconds:g} s") from None
@@ -118,18 +121,27 @@ class _Decoder:
             self.kill()
             raise
 
-    async def _ask(self, file: bytes, steps: Steps) -> Decoded | None:
-        process, described = self._process, pickle.dumps(steps)
-        process.stdin.write(b"%d %d\n" % (len(described), len(file)))
-        process.stdin.write(described)
-        process.stdin.write(file)
-        await process.stdin.drain()
-        answer = json.loads(await process.stdout.readuntil(b"\n"))
+    async def _ask(
+        self, asked: asyncio.StreamWriter, answers: asyncio.StreamReader, file: bytes, steps: Steps
+    ) -> Decoded | None:
+        described = pickle.dumps(steps)
+        asked.write(b"%d %d\n" % (len(described), len(file)))
+        asked.write(described)
+        asked.write(file)
+        await asked.drain()
+        answer = json.loads(await answers.readuntil(b"\n"))
         if "refused" in answer:
             raise Refused(400, answer["refused"])
         if "shape" not in answer:
             return None
         tensor = np.empty(answer["shape"], answer["dtype"])
-        tensor.reshape(-1).view(np.uint8)[:] = np.frombuffer(await process.stdout.readexactly(tensor.nbytes), np.uint8)
+        tensor.reshape(-1).view(np.uint8)[:] = np.frombuffer(await answers.readexactly(tensor.nbytes), np.uint8)
         width, height = answer["size"]
         return tensor, (width, height)
+
+
+def _pipes(process: asyncio.subprocess.Process) -> tuple[asyncio.StreamWriter, asyncio.StreamReader]:
+    """To a process and from it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout

@@ -62,6 +62,8 @@ def _answer(steps: bytes, file: bytes, most: int | None) -> tuple[dict[str, obje
 def _bytes(file: bytes) -> float:
     """What decoding it takes, as its header says; 0 where it is no image."""
     kind = kind_of(file)
+    if kind is None:
+        return 0
     try:
         with kind.plugin(io.BytesIO(file)) as image:
             return len(file) + image.width * image.height * kind.bytes_per_pixel

@@ -108,7 +108,7 @@ def _nested(shape: Sequence[int]) -> bytes:
 def _numbers(text: bytes, spec: TensorSpec) -> np.ndarray:
     """The numbers of text that has commas between them."""
     dtype = np.dtype(spec.dtype)
-    numbers = msgspec.json.Decoder(list[_kind(dtype)])
+    numbers = msgspec.json.Decoder(_list_of(dtype))
     pieces, start = [], 0
     while start < len(text):
         end = text.find(b",", start + _PIECE)
@@ -125,11 +125,11 @@ def _numbers(text: bytes, spec: TensorSpec) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def _kind(dtype: np.dtype) -> Any:
+def _list_of(dtype: np.dtype) -> Any:
     if dtype.kind == "f":
-        return float
+        return list[float]
     limits = np.iinfo(dtype)
-    return Annotated[int, msgspec.Meta(ge=int(limits.min), le=int(limits.max))]
+    return list[Annotated[int, msgspec.Meta(ge=int(limits.min), le=int(limits.max))]]
 
 
 def _no_number(spec: TensorSpec) -> Refused:

@@ -134,7 +134,7 @@ def write_response(
         array = values[output.name]
         if output.classes is not None:
             array = _largest(array, output.classes, manifest.labels)
-        tensor = {
+        tensor: dict[str, Any] = {
             "name": output.name,
             "datatype": "BYTES" if array.dtype == object else DATATYPES[array.dtype.name],
             "shape": array.shape,
@@ -248,7 +248,7 @@ def _largest(values: np.ndarray, count: int, labels: Sequence[str]) -> np.ndarra
     order = np.argsort(-values, axis=1, kind="stable")[:, :count]
     strings = np.empty(order.shape, object)
     for place, index in np.ndenumerate(order):
-        label = f":{labels[index]}" if index < len(labels) else ""
+        label = f":{labels[int(index)]}" if index < len(labels) else ""
         strings[place] = f"{values[place[0], index]:f}:{index}{label}"
     return strings
 

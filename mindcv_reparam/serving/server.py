@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import uvicorn
@@ -105,7 +106,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # every second
             for connection in list(self.server_state.connections):
-                connection.close_if_overdue()
+                if isinstance(connection, Connection):
+                    connection.close_if_overdue()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -116,10 +118,11 @@ class _Server(uvicorn.Server):
         # A model that runs in a thread cannot be stopped, and a process that ends in the usual way waits for it.
         _leave(128 + signal.SIGINT if self._signal == signal.SIGINT else 0)
 
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
-        return contextlib.nullcontext()  # the process ends in shutdown: there is nothing to restore
+        yield  # the process ends in shutdown: there is nothing to restore
 
     def handle_exit(self, sig: int, frame: object) -> None:
         if self.should_exit and sig == signal.SIGINT:

@@ -174,7 +174,7 @@ def draw_calls(figure: "Figure", results: dict[Case, list[Contender]]) -> None:
         found = [(number, {one.name: one for one in some}) for number, some in enumerate(results.values())]
         bars = {number: ratio(by_name[name], by_name[TORCH]) for number, by_name in found if name in by_name}
         shifted = [number + (place + 0.5) * width - 0.4 for number in bars]
-        axis.bar(shifted, bars.values(), width, color=f"C{place}", label=name)
+        axis.bar(shifted, list(bars.values()), width, color=f"C{place}", label=name)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(results)), [f"{case.model}\nbatch {case.batch}" for case in results], fontsize=7)
     axis.set_ylabel("time of a call ÷ PyTorch's", fontsize=8)
@@ -240,7 +240,7 @@ def draw_peaks(figure: "Figure", labels: list[str], peaks: list[list[float]], im
 def startup(args: argparse.Namespace) -> None:
     results = {name: [run(command) for _ in range(args.rounds)] for name, command in COMMANDS.items()}
     with tempfile.TemporaryDirectory() as cache:
-        firsts = {}
+        firsts: dict[str, Contender] = {}
         for number, case in enumerate(cases(args)):
             firsts |= first_calls(case, args.mindcv, f"{cache}/{number}")
         for _ in range(args.rounds):
@@ -255,7 +255,7 @@ def startup(args: argparse.Namespace) -> None:
 
 def first_calls(case: Case, checkout: str, cache: str) -> dict[str, Contender]:
     """By what they are; each form has a compile cache of its own."""
-    found = {}
+    found: dict[str, Contender] = {}
     for form in ("step", "inference"):
         what = f"{case.model}, batch {case.batch}, first {form}"
         folder = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": f"{cache}/{form}"}

@@ -116,16 +116,17 @@ def measure(layer: Layer, batch: int, rounds: int) -> dict[str, tuple[float, flo
     x = ms.Tensor(np.random.default_rng(0).normal(size=(batch, layer.channels, layer.side, layer.side)), ms.float32)
     nets = [convolution(), use_kernels(convolution())]
     dy = ops.ones_like(nets[0](x))
-    calls = {
-        "forwards": [functools.partial(Forwards(net), x, dy) for net in nets],
-        "gradients": [functools.partial(Gradients(net), x, dy) for net in nets],
-    }
-    return {name: tuple(medians(both, rounds)) for name, both in calls.items()}
+    kinds: dict[str, Callable[[nn.Cell], Callable]] = {"forwards": Forwards, "gradients": Gradients}
+    found = {}
+    for name, kind in kinds.items():
+        mindspore, kernels = medians([functools.partial(kind(net), x, dy) for net in nets], rounds)
+        found[name] = mindspore, kernels
+    return found
 
 
 def medians(calls: list[Callable], rounds: int) -> list[float]:
     """Of each call's seconds; they take turns, after a round that does not count."""
-    seconds = [[] for _ in calls]
+    seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds + 1):
         for call, some in zip(calls, seconds):
             start = time.perf_counter()

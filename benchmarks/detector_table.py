@@ -92,7 +92,7 @@ def row(name: str, peer: Exported | None) -> list[str]:
     for state, net in states(name, randomise):
         params.append(f"{count_parameters(net) / 1e6:.3f}")
         if state != "branches":
-            measured = cost(net, images.shape)
+            measured = cost(net, (1, 3, side, side))
             norms.append(str(measured.operators["BatchNorm"]))
         outputs = cell_program(net)(images)
         if expected is None:

@@ -29,10 +29,10 @@ def environment(name: str, requirements: Sequence[str], beside_project: bool = F
     print(f"making {folder} with {' '.join(requirements)}: once, minutes", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
     if beside_project:
-        site = Path(subprocess.check_output([python, "-c", _SITE], text=True).strip())
+        site = Path(subprocess.check_output([str(python), "-c", _SITE], text=True).strip())
         (site / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
     without = ["--no-deps"] if beside_project else []
-    command = [python, "-m", "pip", "install", "--quiet", *without, *requirements]
+    command = [str(python), "-m", "pip", "install", "--quiet", *without, *requirements]
     if subprocess.run(command, stdout=sys.stderr).returncode:
         raise UserError(f"pip could not install {' '.join(requirements)}: see its message above")
     ready.touch()

@@ -37,7 +37,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from environments import environment
-from peers import processor_seconds
+from peers import pipes, processor_seconds
 from report import machine, markdown, save
 
 from mindcv_reparam.errors import Parser, UserError, run_script
@@ -82,8 +82,9 @@ class Pipeline:
 
     def __init__(self, name: str, python: str | Path, script: str, *arguments: str) -> None:
         self.name = name
+        self._command = [str(python), str(PIPELINES / script), *arguments]
         self._process = subprocess.Popen(
-            [python, PIPELINES / script, *arguments],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -93,13 +94,12 @@ class Pipeline:
     def run(self) -> Epoch:
         before = processor_seconds(self._process.pid)
         try:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-            answer = json.loads(self._process.stdout.readline())
+            asked, answers = pipes(self._process)
+            asked.write("\n")
+            asked.flush()
+            answer = json.loads(answers.readline())
         except (BrokenPipeError, json.JSONDecodeError):
-            raise UserError(
-                f"the pipeline {self.name!r} ended: {subprocess.list2cmdline(self._process.args)}"
-            ) from None
+            raise UserError(f"the pipeline {self.name!r} ended: {subprocess.list2cmdline(self._command)}") from None
         spent = processor_seconds(self._process.pid) - before
         return Epoch(answer["first"], answer["after"] / answer["seconds"], 1000 * spent / answer["images"])
 

@@ -57,7 +57,7 @@ def main() -> int:
         params, costs, logits = {}, {}, {}
         for state, net in states(name):
             params[state] = count_parameters(net)
-            costs[state] = cost(net, images.shape)
+            costs[state] = cost(net, (1, 3, size, size))
             logits[state] = cell_program(net)(images)
         print(line(_row(name, params, costs, logits)), flush=True)
         if args.record:

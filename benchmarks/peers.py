@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from environments import environment
 
@@ -32,6 +33,13 @@ MINDCV = ("visformer_tiny", "poolformer_s12")
 # timm's Visformer has the exact GELU.
 HPARAMS = {"visformer_tiny": {"gelu": "exact"}}
 _TICK = os.sysconf("SC_CLK_TCK")
+
+
+def pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """To a process and from it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
 
 
 def processor_seconds(root: int) -> float:
@@ -102,7 +110,7 @@ class Contender:
     def __enter__(self) -> "Contender":
         before = time.perf_counter()
         self.process = subprocess.Popen(
-            [self.python, CONTENDERS / self.script, json.dumps(self.settings)],
+            self._command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -125,14 +133,18 @@ class Contender:
 
     def call(self) -> float:
         """Seconds of a call of a process that is not stopped."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        asked, _ = pipes(self.process)
+        asked.write("\n")
+        asked.flush()
         return self._answer()
 
+    def _command(self) -> list[str]:
+        return [str(self.python), str(CONTENDERS / self.script), json.dumps(self.settings)]
+
     def _answer(self) -> float:
-        line = self.process.stdout.readline()
+        line = pipes(self.process)[1].readline()
         if not line:
-            raise UserError(f"{self.name} ended; see {subprocess.list2cmdline(map(str, self.process.args))}")
+            raise UserError(f"{self.name} ended; see {subprocess.list2cmdline(self._command())}")
         answer = json.loads(line)
         self.peak = answer["peak"]
         return answer["seconds"]

@@ -120,7 +120,8 @@ def train(config: str, steps: int, batch: int, size: int, ranks: int) -> float:
     command += ["--batch_size", str(batch), "--image_resize", str(size), "--log_interval", str(INTERVAL)]
     command += ["--num_samples", str(steps * batch * ranks), "--warmup_epochs", "0", "--decay_epochs", "1"]
     if ranks > 1:
-        command = [shutil.which("mpirun") or Path(sys.executable).with_name("mpirun"), "-n", str(ranks), *command]
+        mpirun = shutil.which("mpirun") or str(Path(sys.executable).with_name("mpirun"))
+        command = [mpirun, "-n", str(ranks), *command]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [*command, "--ckpt_save_dir", folder],
@@ -183,7 +184,7 @@ class Job:
     turns: list[dict[str, float]] = field(default_factory=list)
 
     def run(self) -> None:
-        mpirun = Path(sys.executable).with_name("mpirun")
+        mpirun = str(Path(sys.executable).with_name("mpirun"))
         command = [mpirun, "-n", str(self.ranks), "--bind-to", self.binding, sys.executable, __file__, *sys.argv[1:]]
         command += ["--as_rank", "reducing" if self.reduces else "alone"]
         done = subprocess.run(command, env=os.environ | LAUNCHER, capture_output=True, text=True)
@@ -192,9 +193,11 @@ class Job:
         self.turns.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{self.name}: {self.turns[-1]}", file=sys.stderr)
 
-    def median(self, figure: str) -> float | None:
-        """None for what this job does not do."""
-        return statistics.median(turn[figure] for turn in self.turns) if figure in self.turns[0] else None
+    def does(self, figure: str) -> bool:
+        return figure in self.turns[0]
+
+    def median(self, figure: str) -> float:
+        return statistics.median(turn[figure] for turn in self.turns)
 
 
 def ranks(args: argparse.Namespace) -> None:
@@ -216,8 +219,7 @@ def ranks(args: argparse.Namespace) -> None:
 
 def job_row(job: Job, batch: int) -> list[str]:
     def shown(name: str, factor: float, digits: int) -> str:
-        value = job.median(name)
-        return "" if value is None else f"{factor * value:.{digits}f}"
+        return f"{factor * job.median(name):.{digits}f}" if job.does(name) else ""
 
     rate = f"{job.ranks * batch / job.median('step'):.0f}"
     return [job.name, *(shown(name, 1, 1) for name in SECONDS), *(shown(name, 1e3, 0) for name in MILLISECONDS), rate]
@@ -229,8 +231,8 @@ def draw_jobs(figure: "Figure", jobs: list[Job]) -> None:
     for name, colour in (("step", "lightgrey"), ("step, processor", "tab:blue")):
         width = 0.8 if name == "step" else 0.4
         axis.bar(names, [1000 * job.median(name) for job in jobs], width, color=colour, label=name)
-    reduced = [(job.name, 1000 * job.median("all-reduce")) for job in jobs if job.median("all-reduce") is not None]
-    axis.bar(*zip(*reduced), 0.1, color="tab:red", label="all-reduce alone")
+    reduced = {job.name: 1000 * job.median("all-reduce") for job in jobs if job.does("all-reduce")}
+    axis.bar(list(reduced), list(reduced.values()), 0.1, color="tab:red", label="all-reduce alone")
     axis.set_ylabel("milliseconds")
     axis.legend()
 
@@ -250,11 +252,11 @@ def train_as_rank(args: argparse.Namespace, reduces: bool) -> None:
     import numpy as np
     from mindspore import Tensor, nn, ops
 
-    from mindcv_reparam import create_model
     from mindcv_reparam.tasks.classification.losses import create_loss
     from mindcv_reparam.tasks.classification.objective import ClassificationObjective
     from mindcv_reparam.training.optimizer import create_optimizer
     from mindcv_reparam.training.step import TrainStep
+    from mindcv_reparam.zoo import create_model
 
     size = args.image_size
     network = create_model(args.model, num_classes=10, img_size=size)

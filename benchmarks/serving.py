@@ -131,6 +131,7 @@ def _server(bundle: Path, options: Sequence[str]) -> Iterator[str]:
     """Address of a server that runs in the body."""
     command = [sys.executable, "-m", "mindcv_reparam", "serve", str(bundle), "--port", "0", *options]
     with subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
         try:
             line = job.stdout.readline()
             if not line:

@@ -24,7 +24,7 @@ from mindcv_reparam.reparam import LEVELS
 logger = logging.getLogger(__name__)
 
 _SHOWN = 4  # names per list in a message
-_KINDS = {"train": "train-time", **{level: f"fused (reparam {level})" for level in LEVELS}}
+_KINDS: dict[str, str] = {"train": "train-time", **{level: f"fused (reparam {level})" for level in LEVELS}}
 # Hyper-parameters that a network may have otherwise than the file: its shapes tell, its maps are interpolated, and
 # dropout is for training only.
 _FREE = ("num_classes", "in_channels", "img_size", "drop_rate", "drop_path_rate")

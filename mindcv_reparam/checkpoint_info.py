@@ -55,7 +55,7 @@ _FURTHER = pydantic.TypeAdapter(_Further | Annotated[list[_Further], MaxLen(16)]
 class _Preprocessing(TypedDict, total=False):
     """In the configuration's terms."""
 
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # type: ignore[misc]
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # type: ignore[misc]  # of pydantic's, no key
     image_resize: _Size
     crop_pct: Annotated[float, Gt(0), Le(1)]
     interpolation: Literal["nearest", "bilinear", "bicubic"]
@@ -66,7 +66,7 @@ class _Preprocessing(TypedDict, total=False):
 
 
 class _KnownHparams(TypedDict, total=False):
-    __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]  # of pydantic's, no key
     num_classes: Annotated[int, Ge(0), Le(100_000)]
     in_channels: Annotated[int, Ge(1), Le(64)]
     img_size: _Size

@@ -15,7 +15,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from io import BufferedReader
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def read_contents(path: str | os.PathLike[str], texts_only: bool = False) -> Con
             raise DamagedCheckpoint(f"it cannot be read ({error.strerror})") from error
 
 
-def _read(file: BinaryIO, size: int, texts_only: bool) -> Contents:
+def _read(file: BufferedReader, size: int, texts_only: bool) -> Contents:
     contents, end = Contents(), size
     if size > _SIZE:
         raise DamagedCheckpoint(f"it takes {size:,} bytes, more than {_SIZE:,}")
@@ -102,14 +102,14 @@ def _read(file: BinaryIO, size: int, texts_only: bool) -> Contents:
     return contents
 
 
-def _pieces(file: BinaryIO, end: int) -> Iterator[_Piece]:
+def _pieces(file: BufferedReader, end: int) -> Iterator[_Piece]:
     for count, (number, wire, value) in enumerate(_fields(file, end)):
         if (number, wire) != (1, 2) or count == _ENTRIES:
             raise DamagedCheckpoint("it has other things than entries, or too many of them")
         yield _piece(file, value)
 
 
-def _piece(file: BinaryIO, end: int) -> _Piece:
+def _piece(file: BufferedReader, end: int) -> _Piece:
     """The entry that ends at ``end``."""
     name = kind = content = None
     dims: list[int] = []
@@ -135,7 +135,7 @@ def _piece(file: BinaryIO, end: int) -> _Piece:
     return _Piece(name, kind, tuple(dims), *content)
 
 
-def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(file: BufferedReader, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, wire type and value of the fields up to ``end``; the value of one with a length is where it ends, and
     the file stands at its beginning."""
     while file.tell() < end:
@@ -153,7 +153,7 @@ def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
         raise DamagedCheckpoint("it is truncated, damaged or of another format")
 
 
-def _varint(file: BinaryIO) -> int:
+def _varint(file: BufferedReader) -> int:
     value = 0
     for shift in range(0, 64, 7):
         byte = file.read(1)
@@ -165,7 +165,7 @@ def _varint(file: BinaryIO) -> int:
     raise DamagedCheckpoint("it is damaged, or of another format")
 
 
-def _word(file: BinaryIO, end: int) -> str:
+def _word(file: BufferedReader, end: int) -> str:
     length = end - file.tell()
     try:
         word = file.read(length).decode() if length <= _NAME else ""
@@ -176,7 +176,7 @@ def _word(file: BinaryIO, end: int) -> str:
     return word
 
 
-def _crc(file: BinaryIO, end: int) -> int:
+def _crc(file: BufferedReader, end: int) -> int:
     file.seek(0)
     crc = 0
     while block := file.read(min(_BLOCK, end - file.tell())):
@@ -184,7 +184,7 @@ def _crc(file: BinaryIO, end: int) -> int:
     return crc
 
 
-def _array(file: BinaryIO, parts: Sequence[_Piece]) -> np.ndarray:
+def _array(file: BufferedReader, parts: Sequence[_Piece]) -> np.ndarray:
     first, dtype = parts[0], np.dtype(_TYPES[parts[0].type])
     length = sum(part.end - part.start for part in parts)
     if any((part.type, part.dims) != (first.type, first.dims) for part in parts):
@@ -199,7 +199,7 @@ def _array(file: BinaryIO, parts: Sequence[_Piece]) -> np.ndarray:
     return (values.astype("<u4") << 16).view("<f4") if first.type == "BFloat16" else values
 
 
-def _text(file: BinaryIO, parts: Sequence[_Piece]) -> str:
+def _text(file: BufferedReader, parts: Sequence[_Piece]) -> str:
     length = sum(part.end - part.start for part in parts)
     if length > _TEXT:
         raise DamagedCheckpoint(f"the text {parts[0].name} takes {length:,} bytes, more than {_TEXT:,}")
@@ -209,14 +209,14 @@ def _text(file: BinaryIO, parts: Sequence[_Piece]) -> str:
         raise DamagedCheckpoint(f"{parts[0].name} is no text") from None
 
 
-def _bytes(file: BinaryIO, parts: Sequence[_Piece], length: int) -> bytearray:
+def _bytes(file: BufferedReader, parts: Sequence[_Piece], length: int) -> bytearray:
     data = bytearray(length)
     view, start = memoryview(data), 0
     for part in parts:
         file.seek(part.start)
         stop = start + part.end - part.start
         while start < stop:
-            read = file.readinto(view[start:stop])  # type: ignore[attr-defined]  # not in typing.BinaryIO
+            read = file.readinto(view[start:stop])
             if not read:
                 raise DamagedCheckpoint("it is truncated")
             start += read

@@ -249,7 +249,7 @@ class Formats:
 
     tables: tuple[Table, ...] = ()
     stems: tuple[str, ...] = ()
-    variant: Callable[[Parameters], dict[str, Any]] = None  # type: ignore[assignment] # refused below
+    variant: Callable[[Parameters], dict[str, Any]] = None  # type: ignore[assignment]  # refused below
     positions: tuple[tuple[str, int], ...] = ()
     further: Callable[[Parameters], dict[str, Any]] | None = None
 

@@ -96,7 +96,7 @@ class Network(nn.Cell):
         """As the family does; but without a classifier nothing folds at the root, where a norm would go into it."""
         if self.num_classes == 0:
             return copy_of(self)
-        fused = cast(Network, super().fuse())  # type: ignore[misc]  # where the family has it, which comes behind
+        fused = cast(Network, super().fuse())  # where the family has it, which comes behind
         fused._folded = True
         return fused
 

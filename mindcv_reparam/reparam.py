@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor, nn
 from mindcv_reparam import tree
 
 Level = Literal["branches", "full"]
-LEVELS: tuple[str, ...] = get_args(Level)
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 class Reparameterizable:

@@ -56,7 +56,7 @@ class Ballot:
         with self._changed:
             if self._number:
                 self._changed.wait_for(lambda: self._last is not None)
-                if step >= self._last:  # type: ignore[operator]  # which is not None
+                if self._last is not None and step >= self._last:
                     return self._number
             self._under_way = step + 1
         return None

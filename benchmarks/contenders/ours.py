@@ -72,8 +72,10 @@ def main(settings: dict) -> None:
 
     import mindspore as ms
 
-    from mindcv_reparam import create_model, load_checkpoint, reparameterize
+    from mindcv_reparam.checkpoint import load_checkpoint
     from mindcv_reparam.cpu import use_kernels
+    from mindcv_reparam.reparam import reparameterize
+    from mindcv_reparam.zoo import create_model
 
     if settings["form"] == "import":
         serve(lambda: None)

@@ -1,11 +1,13 @@
 """transformers' RT-DETR as published, with random weights."""
 
+from typing import Any
+
 import torch
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
 
 BASIC = dict(backbone=dict(layer_type="basic", hidden_sizes=[64, 128, 256, 512]), expansion=0.5)
 BOTTLENECK = dict(backbone=dict(layer_type="bottleneck", hidden_sizes=[256, 512, 1024, 2048]), expansion=1.0)
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "rtdetr_r18vd": dict(BASIC, depths=[2, 2, 2, 2], layers=3),
     "rtdetr_r34vd": dict(BASIC, depths=[3, 4, 6, 3], layers=4),
     "rtdetr_r50vd": dict(BOTTLENECK, depths=[3, 4, 6, 3], layers=6),

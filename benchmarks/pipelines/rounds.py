@@ -15,10 +15,10 @@ def serve(epoch: Callable[[], Iterable[int]]) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     for _ in sys.stdin:
         start = time.perf_counter()
-        sizes, first = [], None
+        sizes, arrived = [], []
         for size in epoch():
             sizes.append(size)
-            first = first or time.perf_counter()
-        end = time.perf_counter()
+            arrived.append(time.perf_counter())
+        first, end = arrived[0], time.perf_counter()
         result = {"images": sum(sizes), "first": first - start, "after": sum(sizes[1:]), "seconds": end - first}
         print(json.dumps(result), file=answers, flush=True)

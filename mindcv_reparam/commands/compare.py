@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     names = first.manifest.labels or second.manifest.labels or sources[0].classes
     kinds = first.manifest.output_kind, second.manifest.output_kind
     changes = task_named(first.manifest.task).changes(kinds, sources[0], distinct(names))
-    pair = (Contender(one.manifest, one.program, source) for one, source in zip((first, second), sources))
-    compare(*pair, changes, args.num_samples)
+    before, after = (Contender(one.manifest, one.program, source) for one, source in zip((first, second), sources))
+    compare(before, after, changes, args.num_samples)
     for line in changes.lines((first.path, second.path)):
         print(line)
     if args.output:

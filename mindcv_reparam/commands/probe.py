@@ -193,4 +193,4 @@ def _save(
 def _preprocessing(config: Config) -> dict:
     from mindcv_reparam.registry import model_info
 
-    return {name: getattr(config, name) for name in (*model_info(config.model).preprocessing, *DECODING)}
+    return {name: getattr(config, name) for name in (*model_info(config.required_model()).preprocessing, *DECODING)}

@@ -118,8 +118,8 @@ class Decoder:
         except MemoryError:
             raise UnreadableImage("there is not memory enough to decode it") from None
         except Exception as error:  # Pillow's decoders raise almost any exception on a damaged file
-            unreachable = isinstance(error, OSError) and error.strerror
-            raise UnreadableImage(error.strerror if unreachable else _DAMAGED) from error  # type: ignore[attr-defined]  # an OSError has one
+            unreachable = error.strerror if isinstance(error, OSError) else None
+            raise UnreadableImage(unreachable or _DAMAGED) from error
 
     def _in_memory(self, source: Image.Image | np.ndarray) -> np.ndarray:
         """A Pillow image, whose file need not be read yet, or an array, as if it came from a file without loss."""

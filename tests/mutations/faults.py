@@ -307,7 +307,7 @@ ROOMS = (
         {"nothing is resized": ('getattr(net, "resized", {})', "{}")},
     ),
     Room(
-        "mindcv_reparam/checkpoint.py",
+        "mindcv_reparam/network.py",
         "tests/test_detection_sets.py -k three",
         {
             "a row for a row's number": (

@@ -105,7 +105,7 @@ def _gallery(
 
 def _seen(index: int, batches: EvalBatches) -> Element:
     """The image of an index as it goes into the network, but for the normalisation."""
-    as_pixels = dataclasses.replace(batches.views.transform, normalize=np.asarray)  # type: ignore[arg-type]
+    as_pixels = dataclasses.replace(batches.views.transform, normalize=np.asarray)  # type: ignore[arg-type]  # called alike
     try:
         return picture(Image.fromarray(as_pixels(batches.source.load(index))), "")
     except UnreadableImage as error:

@@ -105,6 +105,7 @@ def test_a_detector_s_sizes_are_an_input_of_triton_s_too(schema):
     assert not any(one.label_filename for one in config.output)
     text = files["README.md"]
     assert "/v2/models/finder/detect'" in text
+    assert '{"images": images, "sizes": np.array([[320, 240]] * len(images), np.int32)}' in text
     assert "| input | `sizes` | INT32 | (any, 2) | width and height, in this order, of every image" in text
     assert "resized (bilinear, as Pillow does it) to 16 x 16 (height x width) without regard" in text
 
@@ -124,6 +125,7 @@ def test_the_readme_s_commands_are_taken_and_its_python_runs(tmp_path):
     text = operator_files("colours", read_manifest(bundle))["README.md"]
     lines = [line for line in command_lines(text) if "mindcv_reparam " in line and line.startswith("python")]
     assert [line.split()[3] for line in lines] == ["verify", "infer", "serve"]
+    assert "pip install -r requirements-server.txt && pip install --no-deps ." in command_lines(text)
     for line in lines:
         parse(line)
     assert '`labels.txt` has 3, a line each, by index from 0: "red", "green", "blue"\n' in text

@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from mindcv_reparam.serving.batcher import Batcher
 from mindcv_reparam.serving.metrics import Metrics
+from mindcv_reparam.serving.statistics import Statistics
 
 FOREVER = 3600.0
 
@@ -150,3 +152,30 @@ def test_a_request_given_up_does_not_disturb_the_others():
         await doubled([second], images(2))
 
     run(scenario, max_images=2, max_delay=FOREVER)
+
+
+def test_statistics_add_up():
+    statistics, begun = Statistics(), time.time()
+    statistics.arrived()
+    statistics.ran(4, [0.5, 0.25], (0.001, 0.01, 0.002))  # two requests of two images
+    statistics.ran(4, [0.0], (0.0, 0.02, 0.0))
+    statistics.ran(1, [0.0], (0.0, 0.005, 0.0))
+    for seconds, success in ((0.75, True), (0.5, True), (0.25, True), (0.125, True), (2.0, False)):
+        statistics.answered(seconds, success)
+    found = statistics.record("colours", "1")
+    assert begun - 0.001 <= found.pop("last_inference") / 1000 <= time.time() + 0.001
+    stats, batches = found.pop("inference_stats"), found.pop("batch_stats")
+    assert found == {"name": "colours", "version": "1", "inference_count": 9, "execution_count": 3}
+    assert {name: (one["count"], one["ns"] / 1e6) for name, one in stats.items()} == {
+        "success": (4, 1625),
+        "fail": (1, 2000),
+        "queue": (4, 750),
+        "compute_input": (4, 2),
+        "compute_infer": (4, 45),
+        "compute_output": (4, 4),
+        "cache_hit": (0, 0),
+    }
+    assert [(one["batch_size"], one["compute_infer"]) for one in batches] == [
+        (1, {"count": 1, "ns": 5_000_000}),
+        (4, {"count": 2, "ns": 30_000_000}),
+    ]

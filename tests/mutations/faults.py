@@ -582,4 +582,52 @@ ROOMS = (
             "few": ("counts < _FEW", "counts <= _FEW"),
         },
     ),
+    Room(
+        "mindcv_reparam/bundle/triton.py",
+        "tests/test_operator_files.py -k 'triton or gathered or names or readme or promises'",
+        {
+            "the batch is told twice": ("spec.shape[1 if largest else 0 :]", "spec.shape[1 if not largest else 0 :]"),
+            "a file of one batch is batched": ("if batched else 0\n", "if True else 0\n"),
+            "the smallest listed size": ("sizes[-1] if sizes else TOGETHER", "sizes[0] if sizes else TOGETHER"),
+            "the k best have labels": (
+                '    return {\n        "name": name,',
+                '    labelled = {"label_filename": LABELS}\n    return {\n        "name": name,',
+            ),
+            "words of the schema are texts": ('_ENUMS = ("data_type", "kind")', '_ENUMS = ("kind",)'),
+            "nothing is gathered": ("if largest > 1:", "if largest > 8:"),
+        },
+    ),
+    Room(
+        "mindcv_reparam/export/operator_files.py",
+        "tests/test_operator_files.py -k 'triton or gathered or names or readme or promises'",
+        {
+            "a shell splits the name": ('shlex.quote(f"{name}=.")', 'f"{name}=."'),
+            "no sizes": ("if manifest.sizes else", "if not manifest.sizes else"),
+            "MindSpore is asked for": ('"requirements-server.txt" if "ONNX"', '"requirements.txt" if "ONNX"'),
+        },
+    ),
+    Room(
+        "mindcv_reparam/run/timing.py",
+        "tests/test_timing.py",
+        {
+            "first calls count": ("    program(*inputs)\n    taken: list", "    taken: list"),
+            "the order stays": ("settings[turn % len(settings) :]", "settings[0:]"),
+            "the quickest, whatever it takes": ("(1 + CLOSE) * shortest", "shortest"),
+            "the most, whatever they wait": ("(1 - CLOSE) * most", "most"),
+            "more threads": ("(one.threads, one.p50)", "(-one.threads, one.p50)"),
+            "any batch": ("if one.batch == smallest", "if one.batch"),
+            "calls instead of images": ("setting.batch * len(seconds)", "len(seconds)"),
+            "the tail is the middle": ("(50, 95)", "(50, 50)"),
+        },
+    ),
+    Room(
+        "mindcv_reparam/serving/statistics.py",
+        "tests/test_serving.py -k statistics",
+        {
+            "a batch's time is shared": ("self.seconds += seconds * times", "self.seconds += seconds"),
+            "requests instead of images": ("self._images += images", "self._images += len(waits)"),
+            "failures succeed": ("self._success if success else self._fail", "self._success"),
+            "nobody came": ("self._last = round(1000 * time.time())", "self._last = 0"),
+        },
+    ),
 )

@@ -27,7 +27,8 @@ thead th { position: sticky; top: 0; background: var(--paper); z-index: 1; }
 .heat td { text-align: center; padding: 3px 6px; min-width: 22px; border: 1px solid var(--line); }
 .heat th { white-space: nowrap; font-weight: normal; max-width: 220px; overflow: hidden; text-overflow: ellipsis; }
 .heat thead th { vertical-align: bottom; }
-.heat thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 150px; overflow: hidden; }
+.heat thead span { writing-mode: vertical-rl; text-orientation: sideways; transform: rotate(180deg);
+  max-height: 150px; overflow: hidden; }
 .heat tbody th { position: sticky; left: 0; background: var(--paper); }
 .hit { background: rgb(var(--hit) / calc(.12 + .6 * var(--part))); }
 .miss { background: rgb(var(--miss) / calc(.15 + .8 * var(--part))); }

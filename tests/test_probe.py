@@ -119,6 +119,7 @@ def test_its_accuracy_is_that_of_the_checkpoint_it_writes(weights, tmp_path, cap
     assert "training images: top-1" in out
     assert "data        digits: 1437 images, 10 classes" in told
     assert "features of 1437 images in" in told
+    assert told.count("compiling the network for the features, once") == 1
 
     path = folder / "plain_a_probe.ckpt"
     with restored():

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from mindcv_reparam.tasks.evaluate import announce_compilation
 
 _LIMIT = 2**36  # bytes of a file; ten million images of a thousand features take half of it
 _log = logging.getLogger(__name__)
+_compiled: "weakref.WeakSet[nn.Cell]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def _read(path: Path, keys: Mapping[str, str]) -> Features | None:
 
 
 def _computed(network: nn.Cell, loader: Loader) -> Features:
-    announce_compilation("network for the features")
+    if network not in _compiled:
+        announce_compilation("network for the features")
+    _compiled.add(network)
     values, labels = [], []
     batches = tqdm(loader.epoch(0), total=loader.steps_per_epoch, unit="batch", disable=None, leave=False)
     for images, targets, weights in batches:

@@ -22,6 +22,12 @@ SMALL = {
     "regnet": ("regnety_160", dict(stem_width=8, depths=(1, 2, 1, 1), dims=(8, 16, 24, 32), group_width=8)),
 }
 
+# Of a detector over RIFormer that compiles sooner than the smallest that the package has.
+SMALL_DETECTOR = dict(
+    **dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), encoder_dim=16, encoder_feedforward=16, num_blocks=1),
+    **dict(num_heads=2, hidden_dim=16, dim_feedforward=16, num_layers=1, num_queries=30, drop_path_rate=0.2),
+)
+
 
 def small_network(family: str, seed: int = 0) -> nn.Cell:
     """A small network in evaluation mode, with dropout and stochastic depth to take out."""

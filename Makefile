@@ -6,6 +6,9 @@
 #            and more; make compat-quick: the oldest, minutes
 # make test PYTHON=python3.12 VENV=.compat/python3.12: the same with another Python
 
+# MindSpore's compiler spends much of its time on memory: with jemalloc (Debian: libjemalloc2), where there is one, tests
+# that compile take three quarters of the processor time.
+ALLOCATOR ?= $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 OLDEST := 2.7.0
@@ -54,7 +57,7 @@ demo: setup
 	python -m mindcv_reparam infer $(DEMO)/bundle $(DEMO)/images $(DRAW_$(DATASET))
 
 test: setup
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	LD_PRELOAD=$(ALLOCATOR) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	python -m ruff check .

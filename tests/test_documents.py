@@ -78,6 +78,13 @@ def test_commands_are_taken(document, families_of):
             pytest.fail(f"{line}: {error}")
 
 
+def test_commands_of_the_overview_are_taken():
+    spans = re.findall(r"`(python [^`]+)`", (REPOSITORY / "docs/index.md").read_text())
+    assert len(spans) > 12
+    for line in spans:
+        parse(line)
+
+
 def test_the_tutorials_go_through_the_commands():
     lines = [line for document in DOCUMENTS for line in command_lines((REPOSITORY / document).read_text())]
     found = {words[0] for line in lines if (words := spoken(line))}

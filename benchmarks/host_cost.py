@@ -116,6 +116,21 @@ class StandIn:
         return self._told, self._told + 0.0
 
 
+class Source:
+    """What records say of a data set."""
+
+    category_ids, counted = None, "images"
+
+    def __init__(self, classes: list[str]) -> None:
+        self.classes, self.class_counts = classes, [1] * len(classes)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def write_split(self, folder: Path) -> None:
+        """There is none."""
+
+
 class Batches:
     """Batches that lie in memory, and what had been counted when each was asked for."""
 
@@ -179,7 +194,7 @@ def loop(args, ranks, device: Device, folder: Path) -> dict[str, float]:
     config = Config(**settings, ckpt_save_dir=str(folder))
     task, batches = TASKS["classification"], Batches(args, device)
     classes = [str(i) for i in range(CLASSES)]
-    source = SimpleNamespace(write_split=lambda folder: None, category_ids=None)
+    source = Source(classes)
     data: Any = SimpleNamespace(train=batches, val=None, classes=classes, source=source)
     step = assembly.build_step(config, task, assembly.build_network(config, "CPU", ranks), "CPU", ranks, data)
     parameters = {parameter.name: parameter for parameter in step.get_parameters()}

@@ -52,7 +52,7 @@ def checkpoint(tmp_path_factory):
     network = create_model(config.model, **hyper_parameters(config))
     with open_data(config, TASKS["detection"], Distributed()) as data:
         run = SimpleNamespace(
-            **dict(config=config, hyper_parameters=hyper_parameters(config), data=data),
+            **dict(config=config, model=config.model, hyper_parameters=hyper_parameters(config), data=data),
             **dict(_copies=lambda weights, step: arrays(network), writer=SimpleNamespace(submit=lambda job: job())),
         )
         Records.save(run, folder / "net.ckpt", {"epoch": 1, "step": 1}, "online")

@@ -190,8 +190,9 @@ sys.meta_path.insert(0, Missing())
 
 
 def others(*requirements):
-    """What can be imported here and is neither in these files nor required by what is."""
+    """What can be imported here and is neither in these files, nor required by what is, nor the project itself."""
     brought = closure(Requirement(line).name for name in requirements for line in pinned(name))
+    brought.add(canonicalize_name("mindcv_reparam"))  # where a build has left its description
     found = packages_distributions().items()
     return {module for module, names in found if not {canonicalize_name(name) for name in names} & brought}
 

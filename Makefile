@@ -1,7 +1,8 @@
 # make demo: set up, then train, validate, fuse, export, verify and draw predictions, on an embedded data set;
 #            MODEL=fastvit_t8 or MODEL=riformer_s12 does it with another family, MODEL=rtdetr_riformer_xs with objects
-# make test: set up, then run the tests; make lint: the linter, the formatter, the type check and the documentation's
-#            references; make docs: the documentation with the pages of the API, into site/
+# make test: set up, then run the tests; make test-all: those of the larger sizes of a family, too
+# make lint: the linter, the formatter, the type check and the documentation's references; make docs: the documentation
+#            with the pages of the API, into site/
 # make compat: the other versions of MindSpore, each in an environment of 2.5 GB under .compat/, beside this one: an hour
 #            and more; make compat-quick: the oldest, minutes
 # make test PYTHON=python3.12 VENV=.compat/python3.12: the same with another Python
@@ -34,7 +35,9 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-.PHONY: demo test lint docs compat compat-quick setup clean
+TESTS = LD_PRELOAD=$(ALLOCATOR) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-all lint docs compat compat-quick setup clean
 
 setup: $(VENV)/.installed
 
@@ -57,7 +60,10 @@ demo: setup
 	python -m mindcv_reparam infer $(DEMO)/bundle $(DEMO)/images $(DRAW_$(DATASET))
 
 test: setup
-	LD_PRELOAD=$(ALLOCATOR) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TESTS) -m "not exhaustive"
+
+test-all: setup
+	$(TESTS)
 
 lint: setup
 	python -m ruff check .

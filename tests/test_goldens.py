@@ -1,5 +1,7 @@
 """Parity with the reference implementations: converted weights, the same input, the same outputs in fp32."""
 
+import re
+
 import numpy as np
 import pytest
 from goldens import Golden, names
@@ -50,8 +52,13 @@ BETWEEN = {
 }
 
 
+# Of the blocks of a smaller one that is tested; their own sizes are in the published numbers of parameters.
+LARGER = re.compile(r"gfnet_h_[sb]|(rif|poolf)ormer_(s24|s36|m36|m48)|fastvit_(t12|s12|sa24|sa36|ma36)|visformer_small$")
+
+
 def parametrized(name: str) -> object:
-    return name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    marks = [] if name in QUICK else [pytest.mark.slow, *([pytest.mark.exhaustive] if LARGER.search(name) else [])]
+    return pytest.param(name, marks=marks)
 
 
 @pytest.fixture

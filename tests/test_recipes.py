@@ -282,8 +282,14 @@ def test_two_updates_of_a_detectors_recipe(tmp_path, monkeypatch):
     assert float(row["lr"]) == pytest.approx(1e-4 * 2 / 16)
 
 
+def smallest_first(name: str) -> object:
+    """Recipes of larger networks of a family differ by numbers, which the tests above compare."""
+    kept = re.search(r"fastvit_(t8|sa12)|riformer_s12|visformer", name)
+    return name if kept else pytest.param(name, marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ASCEND)
+@pytest.mark.parametrize("name", [smallest_first(name) for name in ASCEND])
 def test_two_updates_of_the_recipe(name, tmp_path, monkeypatch):
     """Through train.py, with small networks of its families on a few digits."""
     monkeypatch.syspath_prepend(ROOT)

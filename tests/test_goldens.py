@@ -53,7 +53,7 @@ BETWEEN = {
 
 
 # Of the blocks of a smaller one that is tested; their own sizes are in the published numbers of parameters.
-LARGER = re.compile(r"gfnet_h_[sb]|(rif|poolf)ormer_(s24|s36|m36|m48)|fastvit_(t12|s12|sa24|sa36|ma36)|visformer_small$")
+LARGER = re.compile(r"gfnet_h_[sb]|former_(s24|s36|m36|m48)|fastvit_(t12|s12|sa24|sa36|ma36)|visformer_small$")
 
 
 def parametrized(name: str) -> object:

@@ -210,7 +210,10 @@ def interrupt(folder: Path, number: int, ranks: int, fault: Fault) -> bool:
     }
     same = same_metrics = False
     if checks["resumed"]:
-        same, same_metrics = job.weights() == expected.weights(), job.metrics() == expected.metrics()
+        whole, parts = expected.metrics(), job.metrics()
+        same, same_metrics = job.weights() == expected.weights(), parts == whole
+        if not same_metrics:
+            print(f"metrics of the uninterrupted run: {whole}\nof the interrupted one: {parts}", file=sys.stderr)
     if not all(checks.values()):
         print(log[-2000:], errors[-2000:], file=sys.stderr)
     row = (ranks, fault.name, target, status, f"{loaded}/{files}", same, same_metrics)

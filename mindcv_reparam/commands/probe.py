@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mindcv_reparam.config import DECODING, Config, add_settings, configuration
+from mindcv_reparam.config import Config, add_settings, configuration
 from mindcv_reparam.errors import Parser, UserError, require
 from mindcv_reparam.files import check_checkpoint
 
@@ -123,7 +123,7 @@ def _features(
     weights = weights_key(network, said)
     if device == "CPU":
         use_kernels(network, alone=True)
-    preprocessing = json.dumps(_preprocessing(config), sort_keys=True)
+    preprocessing = json.dumps(config.preprocessing(), sort_keys=True)
     found = []
     for name, source in zip(("train", "val"), sources, strict=True):
         with open_loader(task, source, config, False) as loader:
@@ -184,13 +184,7 @@ def _save(
         model=info.model,
         hparams={**info.hparams, "num_classes": len(source.classes), "img_size": network.hparams["img_size"]},
         classes=list(source.classes),
-        preprocessing=_preprocessing(config),
+        preprocessing=config.preprocessing(),
         metrics=metrics,
     )
     save_checkpoint(path, network, described)
-
-
-def _preprocessing(config: Config) -> dict:
-    from mindcv_reparam.registry import model_info
-
-    return {name: getattr(config, name) for name in (*model_info(config.required_model()).preprocessing, *DECODING)}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from mindcv_reparam.config.checks import check
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.registry import model_info
 from mindcv_reparam.settings import setting
 
 # MindCV's keys that nothing here acts on: type, the value that means "off", and what to do instead of setting it.
@@ -341,6 +342,11 @@ class Config:
         if not self.model:
             raise UserError("no model: give --model NAME; python -m mindcv_reparam list shows the names")
         return self.model
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What images go through before the network, as its checkpoint tells it. Raises UserError without a model."""
+        names = (*model_info(self.required_model()).preprocessing, *DECODING)
+        return {name: getattr(self, name) for name in names}
 
     def with_defaults(self, **values: Any) -> "Config":
         """A copy with other values where the user gave none, or None: what the model or the checkpoint asks for."""

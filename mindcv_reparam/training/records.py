@@ -10,10 +10,9 @@ import numpy as np
 
 from mindcv_reparam.checkpoint import CheckpointInfo, save_checkpoint
 from mindcv_reparam.checkpoint_info import DATA_LENGTH, Weights
-from mindcv_reparam.config import DECODING, Config, save_yaml
+from mindcv_reparam.config import Config, save_yaml
 from mindcv_reparam.data.outline import named
 from mindcv_reparam.files import clear_unfinished, set_aside
-from mindcv_reparam.registry import model_info
 from mindcv_reparam.tasks.task import Task
 from mindcv_reparam.training.data import Data
 from mindcv_reparam.training.keeper import CheckpointKeeper
@@ -93,7 +92,7 @@ class Records:
             hparams=self.hyper_parameters,
             classes=list(self.data.classes),
             category_ids=self.data.source.category_ids,
-            preprocessing={name: getattr(config, name) for name in (*model_info(self.model).preprocessing, *DECODING)},
+            preprocessing=config.preprocessing(),
             epoch=counted("epoch", record),
             step=counted("step", record),
             weights=weights,

@@ -115,6 +115,8 @@ def test_classes_that_the_validation_lacks_and_a_folder_that_nobody_reads(folder
         "data_dir there is not read: the data set digits comes along"
     ]
     assert data_doubts(Config(dataset="digits"), create_dataset(config, True)) == []
+    written = Config(dataset="digits", given=frozenset({"data_dir"}))  # as a run leaves its configuration
+    assert data_doubts(written, create_dataset(config, True)) == []
 
 
 def test_rows_are_aligned():

@@ -48,7 +48,7 @@ def data_doubts(config: Config, source: ImageSource, val: ImageSource | None = N
         val: those of the validation beside it.
     """
     lines = source.doubts()
-    if config.dataset in EMBEDDED and "data_dir" in config.given:
+    if config.dataset in EMBEDDED and config.data_dir != Config.data_dir:
         lines.insert(0, f"data_dir {config.data_dir} is not read: the data set {config.dataset} comes along")
     if val is not None:
         lacking = np.flatnonzero((val.class_counts == 0) & (source.class_counts > 0)).tolist()

@@ -7,9 +7,6 @@
 #            and more; make compat-quick: the oldest, minutes
 # make test PYTHON=python3.12 VENV=.compat/python3.12: the same with another Python
 
-# MindSpore's compiler spends much of its time on memory: with jemalloc (Debian: libjemalloc2), where there is one, tests
-# that compile take three quarters of the processor time.
-ALLOCATOR ?= $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 OLDEST := 2.7.0
@@ -35,7 +32,7 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-TESTS = LD_PRELOAD=$(ALLOCATOR) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TESTS = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint docs compat compat-quick setup clean
 

@@ -3,9 +3,12 @@
 oneDNN: MindSpore 2.10's convolutions of more than 1×1 fall to a reference kernel on processors with AVX-512, about a
 hundred times slower than the AVX2 one. oneDNN reads ``ONEDNN_MAX_CPU_ISA`` at the first convolution of the process. The
 operators of ``cpu`` need no limit and lift it where they are the only convolutions of a process.
+
+Memory: on a CPU the process must allocate by the C library's own malloc, see ``check_allocator``.
 """
 
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -49,7 +52,8 @@ def prepare(
         The device target in use. On Ascend the device is the one of the local rank.
 
     Raises:
-        UserError: MindSpore is missing, NumPy is too new for it, or the device is not there.
+        UserError: MindSpore is missing, NumPy is too new for it, the device is not there, or on a CPU another allocator
+            than the C library's is loaded.
     """
     check_numpy(np.__version__)
     target = device_target or detect_device()
@@ -57,6 +61,7 @@ def prepare(
     threads = threads_of_a_rank(local_ranks(os.environ, launch.size))
     set_environment()
     if target == "CPU":
+        check_allocator(allocator())
         if limit_onednn():
             _tell_of_limit()
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of our kernels, read when MindSpore loads OpenMP
@@ -112,6 +117,42 @@ def check_numpy(version: str) -> None:
     """Raise UserError for a NumPy that MindSpore 2.10's binaries were not built for, though its wheel allows it."""
     if int(version.split(".")[0]) >= 2:
         raise UserError(f"MindSpore does not work with NumPy {version}: pip install 'numpy==1.26.4'")
+
+
+class _Symbol(ctypes.Structure):
+    """What dladdr tells of an address."""
+
+    _fields_ = [
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    ]
+
+
+def allocator() -> str | None:
+    """The library whose malloc this process calls; None where that cannot be told."""
+    try:
+        process = ctypes.CDLL(None)
+        found, malloc = _Symbol(), ctypes.cast(process.malloc, ctypes.c_void_p)
+        told = process.dladdr(malloc, ctypes.byref(found))
+    except (OSError, AttributeError, TypeError):
+        return None
+    return os.fsdecode(found.file) if told and found.file else None
+
+
+def check_allocator(library: str | None) -> None:
+    """Raise UserError for another malloc than glibc's in front of MindSpore's CPU kernels.
+
+    After its 25 trial runs an operator of oneDNN in MindSpore 2.10 (MKLCpuKernelMod::ExecutePrimitive) may read its
+    number of threads from behind the end of a list of five. With glibc the size of the next block lies there, never
+    zero, and only speed hangs on it. With jemalloc results were left as the memory held them before.
+    """
+    if library and sys.platform == "linux" and not Path(library).name.startswith(("libc.so", "libc-", "ld-")):
+        raise UserError(
+            f"memory comes from {library}, not from the C library: with it MindSpore's CPU kernels may leave out "
+            "operators and go on with wrong numbers; unset LD_PRELOAD"
+        )
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -15,6 +15,12 @@ from mindcv_reparam.meeting import impatient
 from mindcv_reparam.training.interruption import Interruption
 
 
+def tell(line: str) -> None:
+    """In one write, since all ranks of msrun share its output; print writes the end of a line by itself."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def weights(rank: int) -> list[tuple[str, np.ndarray]]:
     same, planted = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), np.ones(5, np.float32)
     planted[3] = np.nextafter(planted[3], np.float32(2)) if rank else planted[3]
@@ -25,7 +31,7 @@ def collectives(job: distributed.Distributed) -> None:
     job.barrier()
     job.check_identical(weights(rank=0))
     table = job.sum(np.array([[2.0**53 - 1 - 3, 0.5], [7, 1e-300]]) if job.is_main else [[3, 0.25], [-7, 0]])
-    print(json.dumps([job.rank, job.size, job.local_rank, job.launcher, table.tolist()]), flush=True)
+    tell(json.dumps([job.rank, job.size, job.local_rank, job.launcher, table.tolist()]))
     job.close()
 
 
@@ -63,12 +69,12 @@ def late_rank(job: distributed.Distributed) -> None:
 
         with impatient():
             Sum()(ms.Tensor([1.0])).asnumpy()
-    print(job.sum([1.0])[0], flush=True)
+    tell(str(job.sum([1.0])[0]))
     job.close()
 
 
 def waiting(job: distributed.Distributed) -> None:
-    print("ready", flush=True)
+    tell("ready")
     time.sleep(600)
 
 
@@ -82,7 +88,7 @@ def stepping(job: distributed.Distributed) -> None:
             watch.at(f"step {step}", compiles=step == 0)  # the first collective connects the ranks
             job.barrier()
             if step == 60:  # some seconds, in which the ranks have heard of one another
-                print("ready", flush=True)
+                tell("ready")
             watch.at("the vote")
             if number := interruption.agreed(step, waited=False):
                 raise Interrupted(f"stopped after step {step}", number)

@@ -170,6 +170,32 @@ def test_later_numpy_is_refused_with_the_fix(version):
         runtime.check_numpy(version)
 
 
+def test_the_c_librarys_allocator_is_fine():
+    assert Path(runtime.allocator()).name.startswith("libc")
+    for library in (None, "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc-2.28.so", runtime.allocator()):
+        runtime.check_allocator(library)
+
+
+def test_another_allocator_in_front_of_it_is_refused_on_a_cpu(tmp_path):
+    """MindSpore's kernels read behind a block, where the C library's malloc never has a zero."""
+    source, library = tmp_path / "a.c", tmp_path / "libother.so"
+    source.write_text(
+        "#include <stddef.h>\nvoid *__libc_malloc(size_t);\nvoid *malloc(size_t n) { return __libc_malloc(n); }\n"
+    )
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    command = [sys.executable, "train.py", "--config", "configs/visformer/visformer_tiny_digits_cpu.yaml"]
+    child = subprocess.run(
+        [*command, "--ckpt_save_dir", str(tmp_path / "run")],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 2
+    assert f"memory comes from {library}, not from the C library" in child.stderr
+    assert len(child.stderr.splitlines()) == 1
+
+
 def test_ascend_is_found_by_its_device_files(tmp_path):
     (tmp_path / "davinci_manager").touch()
     assert runtime.detect_device(tmp_path) == "CPU"

@@ -180,6 +180,7 @@ def test_a_set_of_one_image_is_trained_on(small):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_ranks_resume_to_the_bit(tmp_path):
     """Through train.py, from what it would have left if it had been killed in its second epoch."""
     small = dict(model="rtdetr_small", image_resize=64, num_samples=64, epoch_size=2, drop_path_rate=0.2)

@@ -401,17 +401,17 @@ def test_requests_run_together_and_sigterm_waits_for_what_has_begun(bundles):
 
 @pytest.mark.slow
 def test_a_full_queue_says_so_and_who_sends_no_body_does_not_fill_it(bundles):
-    options = ["--max_batch_size", 4, "--max_queue", 4, "--max_delay_ms", FOREVER_MS]
+    options = ["--max_batch_size", 4, "--max_queue", 4, "--max_delay_ms", FOREVER_MS / 3]
     with Server(bundles["colours"], *options) as server, contextlib.ExitStack() as stack:
         for _ in range(64):
             stack.enter_context(server.begin(INFER, request_json()))
         server.wait_for_metric(64, "mindcv_reparam_requests_in_progress", model="colours")
         assert server.request(CLASSIFY, b"no image")[0] == 400
-        two = request_json(np.zeros((2, 3, SIZE, SIZE)))
+        batch = request_json(np.zeros((4, 3, SIZE, SIZE)))
         with ThreadPoolExecutor(5) as clients:
             waiting = [clients.submit(server.request, INFER, request_json()) for _ in range(3)]
             server.wait_for_metric(67, "mindcv_reparam_requests_in_progress", model="colours")
-            assert server.request(INFER, two)[0] == 200  # the fourth place: more images than a batch takes
+            assert server.request(INFER, batch)[0] == 200  # the fourth place: more images than a batch takes
             assert [job.result()[0] for job in waiting] == [200] * 3
 
 

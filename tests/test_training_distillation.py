@@ -388,6 +388,7 @@ class Measure(nn.Cell):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_imitation_brings_a_student_nearer_to_its_teacher_and_does_no_harm():
     size = {"num_classes": 10, "img_size": 32, "drop_path_rate": 0.0, "layer_scale_init_value": 0.1}
     name, small = SMALL["poolformer"]

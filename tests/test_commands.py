@@ -125,6 +125,15 @@ def test_doctor_as_json_reports_a_problem_with_its_fix():
     assert "pip install" in fix
 
 
+def test_doctor_names_another_allocator_and_does_not_advise_to_install_mindspore_again(monkeypatch):
+    monkeypatch.setattr(doctor.runtime, "allocator", lambda: "/usr/lib/libjemalloc.so.2")
+    report = report_of(doctor._mindspore, monkeypatch)
+    [(problem, fix)] = report.problems
+    assert problem.startswith("memory comes from /usr/lib/libjemalloc.so.2")
+    assert fix == "unset LD_PRELOAD"
+    assert report.facts["mindspore"] == {"self check": "not run"}
+
+
 def report_of(examine, monkeypatch, **variables: str) -> doctor.Report:
     for name in doctor.runtime.ISA_VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -155,6 +155,14 @@ def _convolution_path(report: Report) -> None:
 
 def _mindspore(report: Report) -> None:
     """MindSpore computes, in a process of its own: what breaks it may well kill it."""
+    if runtime.detect_device() == "CPU":
+        try:
+            runtime.check_allocator(runtime.allocator())
+        except UserError as error:  # as the self check would, which is no reason to install MindSpore again
+            problem, _, fix = str(error).rpartition("; ")
+            report.problems.append((problem, fix))
+            report.facts["mindspore"] = {"self check": "not run"}
+            return
     code = "from mindcv_reparam.commands import doctor; doctor.self_check()"
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     child = subprocess.run(

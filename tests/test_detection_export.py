@@ -399,7 +399,9 @@ def test_the_server_detects_and_takes_sizes(bundle, photo):
     assert [image[0], request[0], metadata[0]] == [200, 200, 200]
     told = json.loads(image[2])
     assert (told["width"], told["height"], len(told["objects"])) == (120, 50, 3)
-    assert told["objects"][0].keys() == {"index", "label", "score", "box"}
+    assert told["objects"][0].keys() == {"index", "label", "category_id", "score", "box"}
+    numbers = {"cat": 90, "dog": 7, "fire hydrant": None}
+    assert all(one["category_id"] == numbers[one["label"]] for one in told["objects"])
     assert told["objects"][0]["score"] >= told["objects"][1]["score"]
     assert [one["datatype"] for one in json.loads(metadata[2])["inputs"]] == ["UINT8", "INT32"]
     labels, boxes, scores = (np.reshape(one["data"], one["shape"]) for one in json.loads(request[2])["outputs"])

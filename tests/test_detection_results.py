@@ -57,12 +57,13 @@ def test_known_logits_and_boxes_become_pixels(kind, outputs):
 
 def test_what_is_found_is_told_in_a_line_a_record_and_a_caption(found):
     assert RESULTS.line(found, name) == "fire hydrant 0.95 at 0 80 30 100; cat 0.73 at 0 80 30 100"
-    record = RESULTS.record(found, name)
-    assert RESULTS.answer(model_name="n", model_version="1", **record).objects[1].label == "cat"
+    record = RESULTS.record(found, name, (13, None, None).__getitem__)
+    assert RESULTS.answer(model_name="n", model_version="1", **record).objects[1].category_id == 13
     assert (record["width"], record["height"], len(record["objects"])) == (200, 100, 2)
     box = pytest.approx([0, 80, 30, 100], abs=1e-4)
     assert record["objects"][0] == {
-        **{"index": 2, "label": "fire hydrant", "score": pytest.approx(0.952574, abs=1e-6), "box": box}
+        **{"index": 2, "label": "fire hydrant", "category_id": None},
+        **{"score": pytest.approx(0.952574, abs=1e-6), "box": box},
     }
     assert RESULTS.caption(found, name) == ("2 objects", "fire hydrant 0.95, cat 0.73")
     (nothing,) = RESULTS.find("topk", best(), SIZES, 300, 0.99)

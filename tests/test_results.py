@@ -100,11 +100,11 @@ class PointResults:
     def line(self, found, label):
         return ", ".join(f"{label(0)} at {point.x:.1f} {point.y:.1f}" for point in found) or "nothing"
 
-    def record(self, found, label):
+    def record(self, found, label, number):
         return {"points": [dataclasses.asdict(point) for point in found]}
 
     def document(self, found, skipped, label, number):
-        return {"found": [self.record(points, label) for _, points in found], "left out": len(skipped)}
+        return {"found": [self.record(points, label, number) for _, points in found], "left out": len(skipped)}
 
     def table(self, found, label):
         yield "file", "x"

@@ -96,13 +96,17 @@ class Description:
         """In the order in which a program takes them."""
         return (self.input,) if self.sizes is None else (self.input, self.sizes)
 
+    def known_number(self, index: int) -> int | None:
+        """What the annotations call a class; None for one that they do not have, or where classes have no numbers."""
+        ids = self.category_ids or ()
+        return ids[index] if index < len(ids) else None
+
     def number(self, index: int) -> int:
-        """What the annotations call a class; one that they do not have, a number above all of theirs."""
-        ids = self.category_ids
-        if ids is None:
-            return index
-        known = ids[index] if index < len(ids) else None
-        return max((number for number in ids if number is not None), default=0) + 1 + index if known is None else known
+        """The same; for a class that they do not have a number above all of theirs, its index where none has one."""
+        known = self.known_number(index)
+        if known is not None or self.category_ids is None:
+            return index if known is None else known
+        return max((number for number in self.category_ids if number is not None), default=0) + 1 + index
 
     @property
     def results(self) -> Results[Any]:

@@ -70,7 +70,7 @@ class Model:
         (found,) = self.results.find(self.manifest.output_kind, outputs, sizes_of([size]), most, least)
         if found is None:
             raise Refused(400, "the model's output for this image is not finite")
-        return self.results.record(found, self._label)
+        return self.results.record(found, self._label, self.manifest.known_number)
 
     def _label(self, index: int) -> str:
         labels = self.manifest.labels

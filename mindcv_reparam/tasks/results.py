@@ -14,6 +14,7 @@ from mindcv_reparam.tensors import TensorSpec
 
 Label = Callable[[int], str]  # what a class is called, by its index
 Number = Callable[[int], int]  # and what number the annotations of the training images give it
+KnownNumber = Callable[[int], int | None]  # the same; None where they give it none
 F = TypeVar("F")  # what is found in one image
 
 
@@ -112,7 +113,7 @@ class Results(Protocol[F]):
     def line(self, found: F, label: Label) -> str:
         """For people, in one line."""
 
-    def record(self, found: F, label: Label) -> dict[str, Any]:
+    def record(self, found: F, label: Label, number: KnownNumber) -> dict[str, Any]:
         """For the server's answer."""
 
     def document(

@@ -360,7 +360,7 @@ ROOMS = (
     Room(
         "mindcv_reparam/bundle/manifest.py",
         "tests/test_detection_categories.py",
-        {"class indices for ids": ("if ids is None:", "if ids is not None:")},
+        {"class indices for ids": ("return index if known is None else known", "return index")},
     ),
     Room(
         "mindcv_reparam/tasks/detection/heads.py",

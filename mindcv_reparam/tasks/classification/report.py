@@ -20,7 +20,7 @@ from mindcv_reparam.tasks.classification.batches import EvalBatches
 from mindcv_reparam.tasks.classification.calibration import BINS, Calibration, wilson
 from mindcv_reparam.tasks.classification.evaluation import Evaluation
 from mindcv_reparam.tasks.classification.examination import MOST, Findings, Told
-from mindcv_reparam.tasks.classification.results import ClassificationResults, Found
+from mindcv_reparam.tasks.classification.results import ClassificationResults, Found, ranked
 from mindcv_reparam.tasks.task import About
 
 SQUARE = 40  # classes, at most, of a confusion matrix that one can read
@@ -218,7 +218,7 @@ def _csv(told: Told, names: Sequence[str], about: About) -> str:
 
 
 def _json(findings: Findings, evaluation: Evaluation, names: Sequence[str], about: About) -> str:
-    told, results = findings.told, ClassificationResults()
+    told = findings.told
     calibration = {"error": findings.calibration.error, "temperature": findings.temperature}
     calibration["error_with_temperature"] = findings.mended.error
     images = [
@@ -226,7 +226,7 @@ def _json(findings: Findings, evaluation: Evaluation, names: Sequence[str], abou
             "file": name,
             "true": {"index": true, "label": about.label(true)},
             "right": right,
-            **results.record(found, about.label),
+            "classes": ranked(found, about.label),
         }
         for name, true, right, found in zip(names, told.labels.tolist(), told.right.tolist(), _found(told))
     ]

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from mindcv_reparam.config import Config
 from mindcv_reparam.data.transforms import EvalTransform, eval_transform
-from mindcv_reparam.tasks.results import Label, Number
+from mindcv_reparam.tasks.results import KnownNumber, Label, Number
 from mindcv_reparam.tensors import TensorSpec, relative_difference
 
 _SMALLEST = np.finfo(np.float32).tiny
@@ -38,6 +38,12 @@ class Found:
 
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]
+
+
+def ranked(found: Found, label: Label) -> list[dict[str, Any]]:
+    """Index, label and probability of every class, from the first one down."""
+    pairs = zip(found.classes, found.probabilities)
+    return [{"index": index, "label": label(index), "probability": value} for index, value in pairs]
 
 
 class ClassificationResults:
@@ -99,19 +105,15 @@ class ClassificationResults:
         ranked = zip(found.classes, found.probabilities)
         return "; ".join(f"{label(index)} {100 * value:.2f} %" for index, value in ranked)
 
-    def record(self, found: Found, label: Label) -> dict[str, Any]:
-        ranked = zip(found.classes, found.probabilities)
-        return {"classes": [{"index": i, "label": label(i), "probability": value} for i, value in ranked]}
+    def record(self, found: Found, label: Label, number: KnownNumber) -> dict[str, Any]:
+        return {"classes": ranked(found, label)}
 
     def document(
         self, found: Sequence[tuple[str, Found]], skipped: Sequence[tuple[str, str]], label: Label, number: Number
     ) -> dict[str, Any]:
-        """``{"images": [{"file", "classes": […]}], "skipped": [{"file", "reason"}]}``.
-
-        Every class as in :meth:`record`.
-        """
+        """``{"images": [{"file", "classes": […]}], "skipped": [{"file", "reason"}]}``, classes as :func:`ranked`."""
         return {
-            "images": [{"file": file, **self.record(one, label)} for file, one in found],
+            "images": [{"file": file, "classes": ranked(one, label)} for file, one in found],
             "skipped": [{"file": file, "reason": reason} for file, reason in skipped],
         }
 

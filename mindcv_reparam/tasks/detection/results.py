@@ -21,17 +21,19 @@ from mindcv_reparam.tasks.detection.postprocess import (
     sigmoid,
 )
 from mindcv_reparam.tasks.detection.transforms import EvalTransform, eval_transform
-from mindcv_reparam.tasks.results import Label, Number
+from mindcv_reparam.tasks.results import KnownNumber, Label, Number
 from mindcv_reparam.tensors import TOLERANCE, TensorSpec, relative_difference
 
 _NAMES = {"topk": ("labels", "boxes", "scores"), "logits": ("logits", "boxes")}
 
 
 class Object(BaseModel):
-    """One of an image; ``box`` is x1 y1 x2 y2 in pixels of the image as decoded."""
+    """One of an image; ``box`` is x1 y1 x2 y2 in pixels of the image as decoded, ``category_id`` what the annotations
+    of the training images call its class, null where the bundle does not know."""
 
     index: int
     label: str
+    category_id: int | None
     score: float
     box: tuple[float, float, float, float]
 
@@ -125,9 +127,12 @@ class DetectionResults:
         told = [f"{label(i)} {score:.2f} at {' '.join(f'{x:.0f}' for x in box)}" for i, score, box in found.rows()]
         return "; ".join(told) or "nothing"
 
-    def record(self, found: Found, label: Label) -> dict[str, Any]:
+    def record(self, found: Found, label: Label, number: KnownNumber) -> dict[str, Any]:
         width, height = found.size
-        objects = [{"index": i, "label": label(i), "score": score, "box": box} for i, score, box in found.rows()]
+        objects = [
+            {"index": i, "label": label(i), "category_id": number(i), "score": score, "box": box}
+            for i, score, box in found.rows()
+        ]
         return {"width": width, "height": height, "objects": objects}
 
     def document(

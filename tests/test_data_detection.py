@@ -172,6 +172,54 @@ def test_a_category_that_the_checkpoint_does_not_have(tmp_path):
         coco(tmp_path, classes=("cat", "dog"))
 
 
+def test_categories_without_an_annotation_are_classes_and_named(tmp_path):
+    source = coco(
+        tmp_path, lambda whole: whole["categories"].extend([dict(id=0, name="animals"), dict(id=4, name="fox")])
+    )
+    assert source.classes == ("animals", "fox", "cat", "dog", "owl")
+    assert source.category_ids == (0, 4, 7, 13, 90)
+    assert source.target(3).labels.tolist() == [4, 2]
+    assert [one["id"] for one in source.annotations["categories"]] == [0, 4, 7, 13, 90]
+    (note,) = (note for note in source.notes if "categories have" in note)
+    assert note.endswith("objects.json: 2 of 5 categories have no annotation: 'animals' (id 0), 'fox' (id 4)")
+
+
+@pytest.mark.parametrize(
+    ("extra", "classes"),
+    [
+        (dict(id=0, name="cat", supercategory="none"), None),
+        (dict(id=95, name="cat"), None),
+        (dict(id=0, name="animals"), ("cat", "dog", "owl")),
+    ],
+    ids=["above one of its name", "below one of its name", "that the checkpoint does not have"],
+)
+def test_a_category_without_an_annotation_is_left_out(tmp_path, extra, classes):
+    source = coco(tmp_path, lambda whole: whole["categories"].append(extra), classes)
+    assert (source.classes, source.category_ids) == (("cat", "dog", "owl"), (7, 13, 90))
+    assert source.target(3).labels.tolist() == [2, 0]
+    (note,) = (note for note in source.notes if "categories have" in note)
+    assert note.endswith(f"1 of 4 categories have no annotation: {extra['name']!r} (id {extra['id']}, left out)")
+
+
+def test_of_two_categories_of_one_name_without_annotations_one_is_a_class(tmp_path):
+    def unused(whole):
+        whole["categories"] += [dict(id=95, name="fox"), dict(id=2, name="fox")]
+
+    assert coco(tmp_path, unused).category_ids == (7, 13, 90, 95)
+
+
+def test_id_0_is_a_category_as_any_other(tmp_path):
+    def zero(whole):
+        whole["categories"][1]["id"] = 0
+        for one in whole["annotations"]:
+            one["category_id"] = one["category_id"] % 7 and one["category_id"]
+
+    source = coco(tmp_path, zero)
+    assert (source.classes, source.category_ids) == (("cat", "dog", "owl"), (0, 13, 90))
+    assert source.target(3).labels.tolist() == [2, 0]
+    assert source.annotations["annotations"][-1]["category_id"] == 0
+
+
 def yolo(folder, labels=None, split="train", classes=None, **changed):
     write_images(folder / "images" / "train")
     for name, text in (labels or {"a": "1 0.5 0.5 0.25 0.5\n\n0 .1 .1 .2 .2", "b": "", "deep/c": POLYGON}).items():

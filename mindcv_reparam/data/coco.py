@@ -1,6 +1,6 @@
 """Annotations in COCO's form: one JSON file of images, objects and categories, beside a folder of images."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, NotRequired
@@ -17,6 +17,7 @@ from mindcv_reparam.untrusted import read_large_json
 
 _LIMIT = 8 * 2**30  # bytes; Objects365's file of the training images has 5.6 GB, COCO's 0.45
 _REMEDY = "mend it, or write it anew where it comes from"
+_TOLD = 10  # categories that a line names
 _Id = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
 _Side = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 
@@ -54,6 +55,9 @@ _SCHEMA = pydantic.TypeAdapter(_File)
 class Coco(AnnotatedFiles):
     """The images that a file in COCO's form lists. Ids may have gaps and any order.
 
+    Categories without an annotation are classes, too, and named in ``notes``; those are left out whose name another
+    category has, or ``classes`` have not.
+
     Args:
         path: of the JSON file.
         root: folder in which the images' file names lie.
@@ -72,9 +76,9 @@ class Coco(AnnotatedFiles):
         categories = sorted(content["categories"], key=lambda category: category["id"])
         if not categories:
             raise UserError(f"{path} has no categories: {_REMEDY}")
-        ids = [category["id"] for category in categories]
-        names = [category["name"] for category in categories]
-        _check_once(ids, "category", path)
+        _check_once([category["id"] for category in categories], "category", path)
+        kept, note = _meant(categories, {one["category_id"] for one in content["annotations"]}, classes)
+        ids, names = [category["id"] for category in kept], [category["name"] for category in kept]
         places = place_among(names, classes, path)
         images = sorted(content["images"], key=lambda image: image["id"])
         _check_once([image["id"] for image in images], "image", path)
@@ -85,12 +89,33 @@ class Coco(AnnotatedFiles):
         classes = names if classes is None else classes
         found = [by_index.get(index) for index in range(len(classes))]
         super().__init__(path, root, listing, classes, found, decoder or Decoder(), problems)
+        self.notes += (f"{path}: {note}",) if note else ()
 
 
 def _check_once(ids: Sequence[int], what: str, path: Path) -> None:
     if len(set(ids)) < len(ids):
         doubled = next(one for one, after in pairwise(ids) if one == after)  # they are sorted
         raise UserError(f"{path} has two of {what} id {doubled}: {_REMEDY}")
+
+
+def _meant(
+    categories: Sequence[_Category], used: Collection[int], classes: Sequence[str] | None
+) -> tuple[Sequence[_Category], str]:
+    """The categories that are classes, and which have no annotation, in words.
+
+    Exporters list a category above all others that no annotation has, often under the name of one of these.
+    """
+    idle = [one for one in categories if one["id"] not in used]
+    ids = {one["name"]: one["id"] for one in sorted(categories, key=lambda one: one["id"] in used)}
+    left = [
+        one for one in idle if ids[one["name"]] != one["id"] or (classes is not None and one["name"] not in classes)
+    ]
+    if not idle or len(left) == len(categories):
+        return categories, ""
+    told = [f"{shortened(one['name'])!r} (id {one['id']}{', left out' * (one in left)})" for one in idle[:_TOLD]]
+    note = ", ".join(told + ["…"] * (len(idle) > _TOLD))
+    kept = [one for one in categories if one not in left]
+    return kept, f"{len(idle)} of {len(categories)} categories have no annotation: {note}"
 
 
 def _in_folder(images: Sequence[_Image], path: Path, root: Path) -> tuple[np.ndarray, list[str]]:

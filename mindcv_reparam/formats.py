@@ -188,6 +188,8 @@ class Table:
         state: "train", or "branches" for the fused release of the original.
         hparams: arguments of create_model that the format implies.
         lacks: regular expression of the models of the family that the table is not for.
+        part: of the network, by this project's name, that the file holds alone; empty where it holds the whole.
+        variant: what tells the models apart in such a file, in place of the family's; the first that fits is meant.
         written: whether ``convert --to`` writes the format, or only reads it.
         family: of the file that brings the table; filled in by :mod:`mindcv_reparam.convert`.
     """
@@ -204,6 +206,8 @@ class Table:
     state: State = "train"
     hparams: tuple[tuple[str, object], ...] = ()
     lacks: str | None = None
+    part: str = ""
+    variant: Callable[[Parameters], dict[str, Any]] | None = None
     written: bool = True
     family: str = ""
 

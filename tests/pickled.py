@@ -87,5 +87,6 @@ def _stored(value: object, storages: dict[str, np.ndarray]) -> object:
         return value
     key = str(len(storages))
     storages[key] = np.ascontiguousarray(value)
-    strides = tuple(step // value.itemsize for step in storages[key].strides)
+    # NumPy's copy of a single number has an axis.
+    strides = tuple(step // value.itemsize for step in storages[key].strides[: value.ndim])
     return view(storage(key, value.size, value.dtype.str[1:]), value.shape, strides)

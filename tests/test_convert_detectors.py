@@ -18,11 +18,12 @@ from test_convert import identical
 
 from mindcv_reparam import create_model
 from mindcv_reparam.__main__ import main
-from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
+from mindcv_reparam.checkpoint import CheckpointInfo, load_checkpoint, read_checkpoint, save_checkpoint
 from mindcv_reparam.convert import convert, detect, revert, table_for
 from mindcv_reparam.convert.files import read_source
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.labels import published
+from mindcv_reparam.training.initial_weights import load_backbone
 from mindcv_reparam.zoo import model_from_checkpoint
 
 COUNTER = "num_batches_tracked"
@@ -163,6 +164,85 @@ def test_what_fits_no_detector_is_one_line(dropped, message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         convert({name: value for name, value in official().items() if not re.match(dropped, name)})
     assert "\n" not in str(caught.value)
+
+
+# -- A backbone alone --------------------------------------------------------------------------------------------------
+
+
+def presnet(depths: tuple[int, ...], bottleneck: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of PResNet's state dict (lyuwenyu/RT-DETR, rtdetr_pytorch/src/nn/backbone/presnet.py), which its
+    ``ResNet18_vd_pretrained_from_paddle.pth`` and so on have to the last."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv_norm(name, inputs, outputs, size):
+        shapes[f"{name}.conv.weight"] = (outputs, inputs, size, size)
+        shapes.update({f"{name}.norm.{leaf}": (outputs,) for leaf in ("weight", "bias", "running_mean", "running_var")})
+        shapes[f"{name}.norm.{COUNTER}"] = ()
+
+    for place, sizes in enumerate([(3, 32), (32, 32), (32, 64)], 1):
+        conv_norm(f"conv1.conv1_{place}", *sizes, 3)
+    inputs = 64
+    for stage, (depth, width) in enumerate(zip(depths, (64, 128, 256, 512))):
+        outputs = 4 * width if bottleneck else width
+        for block in range(depth):
+            name = f"res_layers.{stage}.blocks.{block}"
+            if block == 0:
+                conv_norm(f"{name}.short.conv" if stage else f"{name}.short", inputs, outputs, 1)
+            conv_norm(f"{name}.branch2a", inputs, width, 1 if bottleneck else 3)
+            conv_norm(f"{name}.branch2b", width, width, 3)
+            if bottleneck:
+                conv_norm(f"{name}.branch2c", width, outputs, 1)
+            inputs = outputs
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("model", "depths", "bottleneck"),
+    [
+        ("rtdetr_r18vd", (2, 2, 2, 2), False),
+        ("rtdetr_r34vd", (3, 4, 6, 3), False),
+        ("rtdetr_r50vd", (3, 4, 6, 3), True),
+        ("rtdetr_r101vd", (3, 4, 23, 3), True),
+    ],
+)
+def test_the_published_resnet_is_the_backbone(model, depths, bottleneck):
+    state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in presnet(depths, bottleneck).items()}
+    conversion = convert(state, None if model != "rtdetr_r50vd" else model)
+    assert (conversion.model, conversion.table.source, conversion.table.part) == (model, "rt-detr", "backbone")
+    assert set(conversion.unused) == {name for name in state if name.endswith(COUNTER)}
+    assert {n: v.shape for n, v in conversion.parameters.items()} == {
+        n: v.shape for n, v in names_and_shapes(model).items() if n.startswith("backbone.")
+    }
+    with pytest.raises(
+        UserError, match="the file does not fit rtdetr_riformer_xs: it holds a rtdetr of backbone resnet"
+    ):
+        convert(state, "rtdetr_riformer_xs")
+
+
+def test_the_command_makes_a_backbone_checkpoint(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    shapes = presnet((2, 2, 2, 2), False)
+    state = {n: np.array(7) if n.endswith(COUNTER) else rng.random(s, np.float32) for n, s in shapes.items()}
+    source, path = tmp_path / "ResNet18_vd_pretrained_from_paddle.pth", str(tmp_path / "resnet18_vd.ckpt")
+    command = ["convert", str(pickled.write(source, {"fc.weight": np.zeros(3, np.float32), **state})), "-o", path]
+    with pytest.raises(UserError, match=r"holds the backbone of a rtdetr_r18vd alone: leave --num_classes out$"):
+        main([*command, "--num_classes", "3"])
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    used = sum(not name.endswith(COUNTER) for name in state)
+    assert f"{source}: backbone of rtdetr_r18vd by rt-detr, sha256 " in told
+    assert f"  {used} tensors used\n" in told
+    assert "  1 not used, not part of the network: fc.weight\n" in told
+    assert told.endswith(f"wrote {path}, for --backbone_ckpt\n")
+    net = create_model("rtdetr_r18vd", num_classes=2, img_size=(64, 64), num_queries=10)
+    load_backbone(net, path)
+    stem, last = net.backbone.conv1[0], net.backbone.res_layers[3].blocks[1].branch2b
+    for cell, name in ((stem, "conv1.conv1_1"), (last, "res_layers.3.blocks.1.branch2b")):
+        np.testing.assert_array_equal(cell.conv.weight.asnumpy(), state[f"{name}.conv.weight"])
+        np.testing.assert_array_equal(cell.norm.gamma.asnumpy(), state[f"{name}.norm.weight"])
+        np.testing.assert_array_equal(cell.norm.moving_variance.asnumpy(), state[f"{name}.norm.running_var"])
+    with pytest.raises(UserError, match=r"a train-time checkpoint of rtdetr_r18vd, does not fit .* the file lacks enc"):
+        load_checkpoint(net, path)
 
 
 # -- transformers -----------------------------------------------------------------------------------------------------

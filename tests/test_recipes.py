@@ -15,6 +15,7 @@ from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_chec
 from mindcv_reparam.config import Config
 from mindcv_reparam.registry import list_models, model_info
 from mindcv_reparam.training.schedule import learning_rates
+from mindcv_reparam.zoo import family_variants
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -150,7 +151,7 @@ def test_detectors_recipes_are_the_references():
         assert (config.image_resize, config.interpolation) == (pixels["image_resize"], pixels["interpolation"])
         assert (config.mean, config.std) == (pytest.approx(pixels["mean"]), pytest.approx(pixels["std"])), name
         official = config.model in ("rtdetr_r18vd", "rtdetr_r50vd")
-        backbone = config.model if official else config.model.removeprefix("rtdetr_")
+        backbone = family_variants("rtdetr")[config.model]["backbone"]
         differs = {} if official else own
         differs = frozen if config.model == "rtdetr_r50vd" else differs
         assert config.backbone_ckpt == f"/path/to/{backbone}.ckpt"

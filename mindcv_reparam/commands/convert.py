@@ -67,12 +67,12 @@ def _convert(args: argparse.Namespace) -> None:
     conversion = convert(source.tensors, args.model)
     hparams = _hparams(conversion, source, args)
     net, new_head = _network(conversion, source, hparams)
-    heads = classifier_prefixes(net)
-    replaced = sorted(name for name in conversion.parameters if new_head and name.startswith(heads))
+    heads = classifier_prefixes(net) if new_head else ()
+    replaced = sorted(name for name in conversion.parameters if name.startswith(heads))
 
     # What the tables know are weights of ImageNet-1k or COCO where they have its number of classes.
     known = model_info(conversion.model).num_classes
-    names = published(known) if not new_head and hparams["num_classes"] == known else None
+    names = published(known) if not new_head and hparams.get("num_classes") == known else None
     info = CheckpointInfo(
         conversion.model,
         hparams,
@@ -85,7 +85,8 @@ def _convert(args: argparse.Namespace) -> None:
     save_checkpoint(args.output, net, info)
 
     fused = "" if conversion.state == "train" else f", fused ({conversion.state})"
-    print(f"{source.path}: {conversion.model} by {conversion.table.source}{fused}, sha256 {source.sha256}")
+    what = f"{conversion.table.part} of {conversion.model}" if conversion.table.part else conversion.model
+    print(f"{source.path}: {what} by {conversion.table.source}{fused}, sha256 {source.sha256}")
     for note in source.notes:
         print(f"  {note}")
     print(f"  {len(source.tensors) - len(conversion.unused) - len(replaced)} tensors used")
@@ -94,15 +95,17 @@ def _convert(args: argparse.Namespace) -> None:
     if new_head:
         instead = f" in place of {', '.join(replaced)}" if replaced else ""
         print(f"  new, untrained head of {hparams['num_classes']} classes{instead}")
-    print(f"wrote {args.output}")
+    print(f"wrote {args.output}" + (f", for --{conversion.table.part}_ckpt" if conversion.table.part else ""))
 
 
 def _hparams(conversion: "Conversion", source: "Source", args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of create_model, those of the command line before those the tensors tell."""
-    hparams = dict(conversion.hparams)
+    hparams, part = dict(conversion.hparams), conversion.table.part
+    if part and args.num_classes is not None:
+        raise UserError(f"{source.path} holds the {part} of a {conversion.model} alone: leave --num_classes out")
     if args.num_classes is not None:
         hparams["num_classes"] = args.num_classes
-    elif "num_classes" not in hparams:
+    elif "num_classes" not in hparams and not part:
         raise UserError(f"{source.path} has no classifier: --num_classes N gives it a new, untrained one")
     if args.img_size is not None:
         hparams["img_size"] = [args.img_size, args.img_size]
@@ -110,7 +113,8 @@ def _hparams(conversion: "Conversion", source: "Source", args: argparse.Namespac
 
 
 def _network(conversion: "Conversion", source: "Source", hparams: dict[str, Any]) -> tuple["nn.Cell", bool]:
-    """The network with the weights of the conversion, strictly loaded, and whether its head is a new one."""
+    """The network, or the part of it that the file holds, with the weights of the conversion, strictly loaded, and
+    whether its head is a new one."""
     from mindcv_reparam.checkpoint import classifier_prefixes, load_arrays
     from mindcv_reparam.reparam import reparameterize
     from mindcv_reparam.zoo import create_model
@@ -118,6 +122,10 @@ def _network(conversion: "Conversion", source: "Source", hparams: dict[str, Any]
     net = create_model(conversion.model, **hparams)
     if conversion.state != "train":
         net = reparameterize(net, conversion.state)
+    if conversion.table.part:
+        part = getattr(net, conversion.table.part)
+        load_arrays(part, conversion.parameters, source.path)
+        return part, False
     new_head = hparams["num_classes"] != conversion.hparams.get("num_classes")
     arrays = dict(conversion.parameters)
     if new_head:

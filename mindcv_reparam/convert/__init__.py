@@ -120,7 +120,7 @@ def convert(state: Mapping[str, np.ndarray], model: str | None = None) -> Conver
                 raise UserError(f"the file holds {ours} twice, and {name} differs from the other one")
     for join in table.joins:
         parameters = join.forward(parameters)
-    name = _model(table.family, parameters, model)
+    name = _model(table, parameters, model)
     formats = FORMATS[table.family]
     try:
         told = input_facts(formats, family_classifier(table.family), parameters)
@@ -188,10 +188,11 @@ def table_for(model: str, source: str, state: str) -> Table:
     raise UserError(f"{source} has no names for the parameters of a {state} checkpoint: take the train-time one")
 
 
-def _model(family: str, parameters: Mapping[str, np.ndarray], wanted: str | None) -> str:
+def _model(table: Table, parameters: Mapping[str, np.ndarray], wanted: str | None) -> str:
+    family = table.family
     variants = family_variants(family)
     try:
-        facts = FORMATS[family].variant(parameters)
+        facts = (table.variant or FORMATS[family].variant)(parameters)
     except KeyError as error:
         raise UserError(f"the file holds a {family} without {error}: it is not whole") from None
     fitting = [name for name, hparams in variants.items() if facts.items() <= hparams.items()]
@@ -201,7 +202,7 @@ def _model(family: str, parameters: Mapping[str, np.ndarray], wanted: str | None
         raise UserError(f"the file does not fit {wanted}: it holds a {family} of {described}{_named(fitting)}")
     if not fitting:
         raise UserError(f"the file holds a {family} of {described}, which is no model of the zoo")
-    if wanted is None and len(fitting) > 1:
+    if wanted is None and len(fitting) > 1 and not table.part:
         raise UserError(f"the file fits {' and '.join(fitting)}: choose by --model")
     return wanted or fitting[0]
 

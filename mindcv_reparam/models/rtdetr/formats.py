@@ -121,12 +121,32 @@ def _transformers() -> Table:
     )
 
 
+def _pretrained() -> Table:
+    """ResNet-vd's weights of ImageNet-1k, without a classifier, as rtdetr_pytorch's presnet.py loads them."""
+    return Table(
+        source="rt-detr",
+        markers=(_RESNET_STEM, "res_layers.0.blocks.0.branch2a.conv.weight"),
+        rules=(Rule("conv1.{rest}", f"{_OWN}conv1.{{rest}}"), Rule("res_layers.{rest}", f"{_OWN}res_layers.{{rest}}")),
+        norms=r"backbone\..*\.norm",
+        roots=("conv1.", "res_layers."),
+        lacks=rf"(?!{_RESNETS}).*",
+        part="backbone",
+        variant=lambda parameters: _backbone(_inner(parameters)),
+        written=False,
+    )
+
+
+def _inner(parameters: Parameters) -> Parameters:
+    """Those of the backbone, by its own names."""
+    return {name.removeprefix(_OWN): value for name, value in parameters.items() if name.startswith(_OWN)}
+
+
 def variant_of(parameters: Parameters) -> dict[str, Any]:
     """The hyper-parameters that tell the detectors apart, see Formats."""
     width = shape_of(parameters, "encoder.lateral_convs.0.conv.weight", 4)[0]
     points, dim = shape_of(parameters, "decoder.decoder.layers.0.cross_attn.attention_weights.weight", 2)
     return {
-        **_backbone({name.removeprefix(_OWN): value for name, value in parameters.items() if name.startswith(_OWN)}),
+        **_backbone(_inner(parameters)),
         "encoder_dim": width,
         "encoder_feedforward": shape_of(parameters, "encoder.encoder.0.layers.0.linear1.weight", 2)[0],
         "expansion": shape_of(parameters, "encoder.fpn_blocks.0.conv1.conv.weight", 4)[0] / width,
@@ -165,6 +185,7 @@ FORMATS = Formats(
         *_official(_RESNETS, (_OWN + _RESNET_STEM,), (), r"backbone\..*\.norm"),
         *(table for family, module in _ZOO.items() for table in _over(family, module.FORMATS)),
         _transformers(),
+        _pretrained(),
     ),
     stems=tuple(_OWN + stem for stem in (_RESNET_STEM, *(s for each in _ZOO.values() for s in each.FORMATS.stems))),
     variant=variant_of,

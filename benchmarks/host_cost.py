@@ -1,7 +1,7 @@
 """What the training loop costs the host, while a device computes.
 
     python benchmarks/host_cost.py [--model visformer_small] [--batch 128] [--image_size 224] [--step_ms 218]
-        [--steps 20] [--ranks 1 2]
+        [--steps 20] [--ranks 1 2] [--normalize_on_device]
 
 The loop, its states, checkpoints and averages are those of ``train.py``; batches lie in memory, and the step stands in
 as a device's would be: its call returns at once, the work is done a fixed time after the work before, and whoever wants
@@ -140,8 +140,9 @@ class Batches:
         self.bad_files: dict[int, str] = {}
         self.steps_per_epoch = args.steps
         self.device = device
-        images = np.zeros((args.batch, 3, args.image_size, args.image_size), np.float32)
-        self.pool = [(images + i, np.zeros((args.batch, CLASSES), np.float32)) for i in range(2)]
+        shape = (args.batch, 3, args.image_size, args.image_size)
+        kind = np.uint8 if args.normalize_on_device else np.float32
+        self.pool = [(np.full(shape, i, kind), np.zeros((args.batch, CLASSES), np.float32)) for i in range(2)]
         self.counts: list[tuple[float, ...]] = []
 
     def epoch(self, epoch: int, start_step: int = 0):
@@ -191,6 +192,7 @@ def loop(args, ranks, device: Device, folder: Path) -> dict[str, float]:
 
     settings = dict(model=args.model, image_resize=args.image_size, num_classes=CLASSES, batch_size=args.batch)
     settings |= dict(epoch_size=2, warmup_epochs=0, log_interval=LOG_INTERVAL, opt="adamw", ema=True)
+    settings |= dict(normalize_on_device=args.normalize_on_device)
     config = Config(**settings, ckpt_save_dir=str(folder))
     task, batches = TASKS["classification"], Batches(args, device)
     classes = [str(i) for i in range(CLASSES)]
@@ -241,6 +243,7 @@ def of_job(args, ranks: int) -> dict[str, float]:
     """Rank 0's figures."""
     options = (f"--{name}={getattr(args, name)}" for name in ("model", "batch", "image_size", "step_ms", "steps"))
     command = [sys.executable, __file__, "--inside", *options]
+    command += ["--normalize_on_device"] if args.normalize_on_device else []
     if ranks > 1:
         command = [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks), "--bind-to", "none", *command]
     job = subprocess.run(command, env=os.environ | LAUNCHER, stdout=subprocess.PIPE, text=True)
@@ -258,6 +261,7 @@ def main() -> None:
     parser.add_argument("--step_ms", type=float, default=218.0, help="what a step takes on the device")
     parser.add_argument("--steps", type=int, default=20, help="of each of two epochs")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--normalize_on_device", action="store_true", help="batches of bytes")
     parser.add_argument("--inside", action="store_true", help="be one of the ranks")
     args = parser.parse_args()
     if args.inside:

@@ -42,7 +42,9 @@ def test_a_small_job_waits_for_nothing_between_two_log_lines():
 
     from host_cost import of_job
 
-    args = SimpleNamespace(model="visformer_tiny_v2", batch=4, image_size=32, step_ms=20.0, steps=20)
+    args = SimpleNamespace(
+        model="visformer_tiny_v2", batch=4, image_size=32, step_ms=20.0, steps=20, normalize_on_device=False
+    )
     figures = of_job(args, 1)
     assert (figures["values per step"], figures["values per log line"]) == (0.0, 1.0)
     assert figures["ahead (steps)"] >= 5

@@ -144,6 +144,12 @@ ROWS = {
     "re_mode": ("pixel", {"re_prob": 1.0}, lambda b: b.transform.erasing.mode, "pixel"),
     "re_max_attempts": (3, {"re_prob": 1.0}, lambda b: b.transform.erasing.attempts, 3),
     "mean": ((1.0, 2.0, 3.0), {}, lambda b: b.transform.normalize.mean, (1.0, 2.0, 3.0)),
+    "normalize_on_device": (
+        True,
+        {"val_while_train": True, "mean": (0.0, 0.0, 0.0), "std": (2.0, 2.0, 2.0)},
+        lambda b: (b.batches.image_type, b.data.val.batches.image_type, b.step.normalize.table[-1].item()),
+        (np.uint8, np.uint8, 127.5),
+    ),
     "std": ((4.0, 5.0, 6.0), {}, lambda b: b.transform.normalize.std, (4.0, 5.0, 6.0)),
     "crop_pct": (0.75, {"val_while_train": True}, lambda b: b.data.val.batches.views.transform.crop_pct, 0.75),
     "mixup": (0.4, {}, lambda b: b.batches.mix.mixup_alpha, 0.4),

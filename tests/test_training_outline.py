@@ -138,6 +138,14 @@ def announced(caplog, tmp_path, **settings):
     return network, caplog.messages
 
 
+@pytest.mark.parametrize(("given", "said"), [({"dataset_sink_mode"}, True), (set(), False)])
+def test_a_sink_that_is_asked_for_is_a_line(given, said, caplog, tmp_path):
+    caplog.set_level(logging.INFO)
+    _, messages = announced(caplog, tmp_path, dataset_sink_mode=True, given=frozenset(given))
+    line = "dataset_sink_mode is not used: batches are fed step by step, for which no step waits"
+    assert (line in messages) == said
+
+
 def test_the_block_says_what_will_happen(caplog, tmp_path):
     caplog.set_level("INFO", "mindcv_reparam")
     more = dict(gradient_accumulation_steps=2, val_while_train=True, label_smoothing=0.1)

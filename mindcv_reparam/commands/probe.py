@@ -124,6 +124,7 @@ def _features(
     if device == "CPU":
         use_kernels(network, alone=True)
     preprocessing = json.dumps(config.preprocessing(), sort_keys=True)
+    config = dataclasses.replace(config, normalize_on_device=False)  # which is for train and validate
     found = []
     for name, source in zip(("train", "val"), sources, strict=True):
         with open_loader(task, source, config, False) as loader:

@@ -84,6 +84,7 @@ def _measure(config: Config, device: str, ranks: "Ranks") -> None:
     from mindcv_reparam.tasks import check_dataset, open_loader, task_of
     from mindcv_reparam.tasks.about import about_of
     from mindcv_reparam.tasks.evaluate import evaluate
+    from mindcv_reparam.tasks.normalization import normalization
     from mindcv_reparam.zoo import model_from_checkpoint
 
     network, info = model_from_checkpoint(config.ckpt_path, config.model, **config.model_arguments())
@@ -107,7 +108,8 @@ def _measure(config: Config, device: str, ranks: "Ranks") -> None:
                 _log.warning("%s", line)
         examiner = task.examiner(loader.batches) if config.report else None
         latencies: list[float] | None = [] if examiner else None
-        result = evaluate(network, loader, examiner or task.evaluator(source), ranks, latencies)
+        evaluator = examiner or task.evaluator(source)
+        result = evaluate(network, loader, evaluator, ranks, latencies, normalization(config))
         if examiner:
             facts.append(("left out", f"{images - result.samples} images that cannot be read"))
             latency = statistics.median(latencies or [0.0]) / config.batch_size

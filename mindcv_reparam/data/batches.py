@@ -46,11 +46,15 @@ class Batches(Protocol):
     def image_shape(self) -> tuple[int, int, int, int]:
         """(B, C, H, W) of the largest batch."""
 
+    @property
+    def image_type(self) -> type[np.generic]:
+        """float32, or uint8 where the device normalises."""
+
     def shape(self, epoch: int, step: int) -> tuple[int, int, int, int]:
         """(B, C, H, W) of one; the same on every rank."""
 
     def make(self, epoch: int, step: int, images: np.ndarray) -> Batch:
-        """Fill ``images`` (``shape(epoch, step)``, float32); the rest of the batch is what comes back."""
+        """Fill ``images`` (``shape(epoch, step)``, of ``image_type``); the rest of the batch is what comes back."""
 
 
 def class_count(config: Config, source: ImageSource) -> int:
@@ -78,7 +82,7 @@ def load_each(
     weights = draw.valid.astype(np.float32)
     unreadable = []
     for row, index in enumerate(draw.indices.tolist()):
-        images[row] = 0.0
+        images[row] = 0
         if draw.valid[row]:
             try:
                 image = source.load(index)

@@ -270,7 +270,7 @@ def look_up(pixels, tables):
 
 @_kernel
 def look_up_planes(pixels, tables, planes):
-    """Fill ``planes`` float32 (3, H, W) with each channel's entries in its table, float32 (3, 256)."""
+    """Fill ``planes`` (3, H, W) with each channel's entries in its table, (3, 256) of its type."""
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):
             for channel in range(3):

@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class Loader:
     """Batches of one rank, in the order of their steps.
 
-    ``for batch in loader.epoch(e)`` yields tuples of NumPy arrays that belong to the caller: images float32
-    (B, 3, H, W), then what the task's batches hold beside them.
+    ``for batch in loader.epoch(e)`` yields tuples of NumPy arrays that belong to the caller: images
+    (B, 3, H, W), float32 or, where the device normalises, uint8, then what the task's batches hold beside them.
 
     B is the same in every batch and the number of steps the same on every rank. The batch of (epoch, step) depends on
     the config's seed, on the rank and on the number of ranks, and on nothing else: not on workers, not on what was

@@ -50,7 +50,7 @@ class Picture:
         return self.stored if self.tables is None else _kernels().look_up(self.stored, self.tables)
 
     def planes(self, tables: np.ndarray, output: np.ndarray) -> None:
-        """Fill ``output`` float32 (3, H, W) with the values' entries in ``tables``, float32 (3, 256)."""
+        """Fill ``output`` (3, H, W) with the values' entries in ``tables``, (3, 256) of its type."""
         _kernels().look_up_planes(self.stored, self._composed(tables), output)
 
     def through(self, tables: np.ndarray) -> "Picture":

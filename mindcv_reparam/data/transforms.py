@@ -7,6 +7,7 @@ shrink, as timm's do (MindSpore's ``Inter.BICUBIC`` does not).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -36,23 +37,46 @@ class Normalize:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    _table: np.ndarray = field(init=False, repr=False, compare=False)
+    table: np.ndarray = field(init=False, repr=False, compare=False)  # float32 (3, 256)
+    dtype: ClassVar[type[np.generic]] = np.float32
 
     def __post_init__(self) -> None:
         # A pixel has 256 values: their normalised ones are computed once, in float64.
         levels = (np.arange(256)[None] - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
-        object.__setattr__(self, "_table", levels.astype(np.float32))
+        object.__setattr__(self, "table", levels.astype(np.float32))
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         pixels = np.asarray(image)
         output = np.empty((3, image.height, image.width), dtype=np.float32)
         for channel in range(3):
-            np.take(self._table[channel], pixels[:, :, channel], out=output[channel], mode="clip")
+            np.take(self.table[channel], pixels[:, :, channel], out=output[channel], mode="clip")
         return output
 
     def fill(self, output: np.ndarray, picture: Picture) -> None:
         """Write ``picture`` to ``output``, float32 (3, H, W)."""
-        picture.planes(self._table, output)
+        picture.planes(self.table, output)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """RGB image → its pixels as they are, uint8 (3, H, W): normalised on the device, see `tasks/normalization.py`."""
+
+    dtype: ClassVar[type[np.generic]] = np.uint8
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def fill(self, output: np.ndarray, picture: Picture) -> None:
+        """Write ``picture`` to ``output``, uint8 (3, H, W)."""
+        picture.planes(_SAME, output)
+
+
+_SAME = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+
+
+def normalization(config: Config) -> Normalize | Bytes:
+    """The last step of the transforms of a Config."""
+    return Bytes() if config.normalize_on_device else Normalize(tuple(config.mean), tuple(config.std))
 
 
 @dataclass(frozen=True)
@@ -150,7 +174,7 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Crop, flips, auto-augment or colour jitter, normalise, erase."""
+    """Crop, flips, auto-augment or colour jitter, normalise, erase; without erasing, pixels may stay bytes."""
 
     crop: RandomResizedCrop
     hflip: float
@@ -158,11 +182,11 @@ class TrainTransform:
     policy: Policy | None
     style: Style
     jitter: ColorJitter | None
-    normalize: Normalize
+    normalize: Normalize | Bytes
     erasing: RandomErasing | None
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator, output: np.ndarray) -> None:
-        """Fill ``output`` float32 (3, *crop.size) from ``pixels`` uint8 (H, W, 3)."""
+        """Fill ``output`` (3, *crop.size), of ``normalize.dtype``, from ``pixels`` uint8 (H, W, 3)."""
         height, width = pixels.shape[:2]
         box = self.crop.draw(height, width, rng)
         flips = rng.random() < self.hflip, rng.random() < self.vflip
@@ -180,14 +204,14 @@ class TrainTransform:
 class EvalTransform:
     """Resize so that ``size / crop_pct`` (rounded down) is covered, keep the centre of ``size``, normalise.
 
-    ``transform(image)`` → float32 (3, H, W). It raises UnreadableImage for one so elongated that resizing it would
-    exhaust the memory.
+    ``transform(image)`` → (3, H, W), of ``normalize.dtype``. It raises UnreadableImage for one so elongated that
+    resizing it would exhaust the memory.
     """
 
     size: tuple[int, int]
     crop_pct: float
     resampling: Image.Resampling
-    normalize: Normalize
+    normalize: Normalize | Bytes
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         image = self.resize(image)
@@ -239,7 +263,6 @@ def train_transform(config: Config) -> TrainTransform:
     """
     resampling = RESAMPLINGS[config.interpolation]
     size = height_and_width(config.image_resize)
-    normalize = Normalize(tuple(config.mean), tuple(config.std))
     named = config.auto_augment
     policy = parse_auto_augment(named) if named else None
     jittered = config.color_jitter > 0.0 and (not named or "3a" in named)
@@ -260,7 +283,7 @@ def train_transform(config: Config) -> TrainTransform:
         policy=policy,
         style=Style(fill=tuple(min(255, round(value)) for value in config.mean), resampling=resampling),
         jitter=ColorJitter(config.color_jitter) if jittered else None,
-        normalize=normalize,
+        normalize=normalization(config),
         erasing=erasing,
     )
 
@@ -271,5 +294,5 @@ def eval_transform(config: Config) -> EvalTransform:
         size=height_and_width(config.image_resize),
         crop_pct=config.crop_pct,
         resampling=RESAMPLINGS[config.interpolation],
-        normalize=Normalize(tuple(config.mean), tuple(config.std)),
+        normalize=normalization(config),
     )

@@ -30,22 +30,22 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Buffers:
-    """Memory for batches of ``shape``, used again once nobody holds an array of it: fresh memory costs a page fault
-    every few kilobytes, a tenth of the time that an image takes."""
+    """Memory for the images of the largest batch, used again once nobody holds an array of it: fresh memory costs a
+    page fault every few kilobytes, a tenth of the time that an image takes."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
+    def __init__(self, batches: Batches) -> None:
+        self._shape, self._type = batches.image_shape, batches.image_type
         self._free: deque[np.ndarray] = deque()
 
     def take(self) -> np.ndarray:
-        """An array of float32 that belongs to the caller, with any content."""
+        """An array that belongs to the caller, with any content."""
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = np.empty(self._shape, dtype=np.float32)
+            memory = np.empty(self._shape, self._type)
         # NumPy makes a view of a view refer to the owner of the memory, but not past a buffer that is no array:
         # whatever the caller derives from this array keeps it alive.
-        array = np.frombuffer(memory.data, dtype=np.float32)
+        array = np.frombuffer(memory.data, self._type)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array.reshape(self._shape)
 
@@ -56,7 +56,7 @@ class ThreadWorkers:
     def __init__(self, batches: Batches, count: int) -> None:
         self.count = count
         self._batches = batches
-        self._buffers = _Buffers(batches.image_shape)
+        self._buffers = _Buffers(batches)
         self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="data")
 
     def submit(self, epoch: int, step: int) -> Future[tuple[np.ndarray, Batch]]:
@@ -76,7 +76,7 @@ class ProcessWorkers:
 
     def __init__(self, batches: Batches, count: int) -> None:
         self.count = count
-        buffers = _Buffers(batches.image_shape)
+        buffers = _Buffers(batches)
         self._workers = [_Worker(batches, buffers) for _ in range(count)]
         self._free: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
@@ -106,10 +106,9 @@ class _Worker:
 
     def __init__(self, batches: Batches, buffers: _Buffers) -> None:
         self._buffers = buffers
-        size = int(np.prod(batches.image_shape)) * np.dtype(np.float32).itemsize
-        descriptor = _memory_file(size)
+        descriptor = _memory_file(_size(batches))
         try:
-            self._images = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.float32).reshape(batches.image_shape)
+            self._images = _mapped(descriptor, batches)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"from {__name__} import serve; serve({descriptor})"],
                 stdin=subprocess.PIPE,
@@ -159,6 +158,17 @@ class _Worker:
         return f"a data worker died ({cause}): if memory ran out, lower --num_parallel_workers or --batch_size"
 
 
+def _size(batches: Batches) -> int:
+    """Bytes of the images of the largest batch."""
+    return math.prod(batches.image_shape) * np.dtype(batches.image_type).itemsize
+
+
+def _mapped(descriptor: int, batches: Batches) -> np.ndarray:
+    """The images of the largest batch, in a file's memory."""
+    memory = mmap.mmap(descriptor, _size(batches))
+    return np.frombuffer(memory, batches.image_type).reshape(batches.image_shape)
+
+
 def _front(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A smaller batch in the memory of the largest, from its beginning."""
     return images.reshape(-1)[: math.prod(shape)].reshape(shape)
@@ -190,8 +200,7 @@ def serve(descriptor: int) -> None:
     os.dup2(2, 1)  # whatever prints must not end up among the replies
     try:
         batches: Batches = pickle.load(requests)
-        size = int(np.prod(batches.image_shape)) * np.dtype(np.float32).itemsize
-        images = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.float32).reshape(batches.image_shape)
+        images = _mapped(descriptor, batches)
         while True:
             epoch, step = pickle.load(requests)
             try:

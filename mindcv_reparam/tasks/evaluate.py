@@ -11,6 +11,7 @@ from mindspore import Tensor, nn
 from mindcv_reparam import watch
 from mindcv_reparam.distributed import Ranks
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.tasks.normalization import Normalization
 from mindcv_reparam.tasks.task import EvalLoader, Evaluation, Evaluator
 
 _log = logging.getLogger(__name__)
@@ -23,12 +24,14 @@ def evaluate(
     evaluator: Evaluator,
     ranks: Ranks,
     latencies: list[float] | None = None,
+    normalize: Normalization | None = None,
 ) -> Evaluation:
     """Evaluate in evaluation mode; the network's training flag is restored. Collective.
 
     Args:
         latencies: gets the seconds that the network alone took for each batch of this rank, without the first one,
             which may be spent on compilation; where there is no other, it is run again.
+        normalize: of images that come as bytes.
 
     Raises:
         UserError: there was no image.
@@ -43,12 +46,12 @@ def evaluate(
     watch.at("the reading of the first images of the validation", compiles=compiles)
     for number, (images, *targets) in enumerate(loader.epoch(0), 1):
         watch.at(f"batch {number} of the validation", compiles=compiles and number == 1)
-        outputs, seconds = _run(network, images)
+        outputs, seconds = _run(network, images, normalize)
         if latencies is not None and number > 1:
             latencies.append(seconds)
         clock.count(evaluator.add(outputs, tuple(targets)))
     if latencies == []:
-        latencies.append(_run(network, images)[1])
+        latencies.append(_run(network, images, normalize)[1])
     network.set_train(was_training)
     watch.at("the sums of the validation")
     result = evaluator.result(ranks, clock.rate)
@@ -57,10 +60,11 @@ def evaluate(
     return result
 
 
-def _run(network: nn.Cell, images: np.ndarray) -> tuple[tuple[np.ndarray, ...], float]:
+def _run(network: nn.Cell, images: np.ndarray, normalize: Normalization | None) -> tuple[tuple[np.ndarray, ...], float]:
     """Outputs, and the seconds until they were here."""
     start = time.perf_counter()
-    outputs = network(Tensor(images))
+    inputs = Tensor(images)
+    outputs = network(inputs if normalize is None else normalize(inputs))
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return tuple(output.asnumpy() for output in outputs), time.perf_counter() - start
 

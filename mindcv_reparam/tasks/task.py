@@ -86,7 +86,7 @@ class Examiner(Evaluator, Protocol):
 
 
 class EvalLoader(Protocol):
-    """Yields images (B, C, H, W) and what the task's evaluator takes beside them."""
+    """Yields images (B, C, H, W), float32 or uint8, and what the task's evaluator takes beside them."""
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, ...]]: ...
 

@@ -14,6 +14,7 @@ from mindcv_reparam.features import freeze
 from mindcv_reparam.precision import mixed_precision, supported_level
 from mindcv_reparam.registry import families, model_info
 from mindcv_reparam.stochastic import mask_states, seed_masks
+from mindcv_reparam.tasks.normalization import normalization
 from mindcv_reparam.tasks.task import Task
 from mindcv_reparam.training.data import Data
 from mindcv_reparam.training.early_stopping import EarlyStopping
@@ -125,6 +126,7 @@ def build_step(config: Config, task: Task, network: nn.Cell, device: str, ranks:
         accumulation_steps=config.gradient_accumulation_steps,
         average=WeightAverage(network, config.ema_decay, config.ema_warmup) if config.ema else None,
         allreduce_mb=config.allreduce_mb,
+        normalize=normalization(config),
     )
     return use_kernels(step, alone=True) if device == "CPU" else step
 

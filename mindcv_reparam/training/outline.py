@@ -37,6 +37,8 @@ def announce(
     _log.info("this training:\n%s", block(rows))
     for line in data_doubts(config, data.source, data.val.batches.source if data.val else None):
         _log.warning("%s", line)
+    if config.dataset_sink_mode and "dataset_sink_mode" in config.given:
+        _log.info("dataset_sink_mode is not used: batches are fed step by step, for which no step waits")
     if data.val is None:
         _log.warning("no validation: there will be no best checkpoint, only the latest; see --val_while_train True")
 

@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, amp, nn, ops
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.tasks.normalization import Normalization
 from mindcv_reparam.tasks.objective import Objective
 from mindcv_reparam.training.ema import WeightAverage
 from mindcv_reparam.training.loss_scale import LossScale
@@ -36,14 +37,17 @@ def _square_sum_of(gradient):
 class ScaledForward(nn.Cell):
     """inputs, targets, scale → (loss · scale, loss, its parts)"""
 
-    def __init__(self, objective: Objective, scaled: bool) -> None:
+    def __init__(self, objective: Objective, scaled: bool, normalize: Normalization | None = None) -> None:
         super().__init__(auto_prefix=False)
         self.objective = objective
         self.scaled = scaled
+        self.normalize = normalize
 
     def construct(
         self, inputs: Tensor, targets: Tensor | tuple[Tensor, ...], scale: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        if self.normalize is not None:
+            inputs = self.normalize(inputs)
         parts = self.objective(inputs, targets)
         loss = parts[0]
         for part in parts[1:]:
@@ -103,6 +107,7 @@ class TrainStep(nn.Cell):
         average: moves after every update.
         measures_norm: give the norm without clipping, too: a pass over the gradients more.
         allreduce_mb: megabytes of gradients that are sent together, see `create_reducer`.
+        normalize: of inputs that come as bytes; None: they come normalised.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class TrainStep(nn.Cell):
         average: WeightAverage | None = None,
         measures_norm: bool = False,
         allreduce_mb: int | None = None,
+        normalize: Normalization | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         if accumulation_steps < 1:
@@ -126,6 +132,7 @@ class TrainStep(nn.Cell):
             raise UserError(f"clip_value must be positive, got {clip_norm}")
         self.network = objective.network
         self.objective = objective
+        self.normalize = normalize
         self.optimizer = optimizer
         self.loss_scale = loss_scale or LossScale()
         self.average = average
@@ -140,7 +147,7 @@ class TrainStep(nn.Cell):
             optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
         )
         self.skipped = Parameter(Tensor(0, ms.int32), name="skipped_updates", requires_grad=False)
-        self.forward = ScaledForward(objective, scaled=self.loss_scale.active)
+        self.forward = ScaledForward(objective, self.loss_scale.active, normalize)
         self.value_and_grad = ms.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
         self.accumulated = AccumulatedUpdate(self) if accumulation_steps > 1 else None
         self.map = ops.HyperMap()

@@ -36,7 +36,7 @@ SKIPPED_IN_A_ROW = 100  # a dynamic scale reaches 1 from 2^24 in 24 skips; more 
 
 
 class TrainLoader(Protocol):
-    """Yields images (B, C, H, W) float32 and the targets that the objective takes; the same B on every rank."""
+    """Yields images (B, C, H, W), as the step takes them, and the objective's targets; the same B on every rank."""
 
     @property
     def steps_per_epoch(self) -> int: ...

@@ -25,6 +25,6 @@ class Validation:
         return metrics
 
     def _measured(self, prefix: str = "") -> dict[str, float]:
-        return evaluate(
-            self.step.network, self.loader, self.task.evaluator(self.loader.batches.source), self.ranks
-        ).metrics(prefix)
+        evaluator = self.task.evaluator(self.loader.batches.source)
+        found = evaluate(self.step.network, self.loader, evaluator, self.ranks, normalize=self.step.normalize)
+        return found.metrics(prefix)

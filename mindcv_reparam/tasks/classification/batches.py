@@ -36,11 +36,15 @@ class TrainBatches:
     def image_shape(self) -> tuple[int, int, int, int]:
         return (self.sampler.shard.batch_size, 3, *self.transform.crop.size)
 
+    @property
+    def image_type(self) -> type[np.generic]:
+        return self.transform.normalize.dtype
+
     def shape(self, epoch: int, step: int) -> tuple[int, int, int, int]:
         return self.image_shape
 
     def make(self, epoch: int, step: int, images: np.ndarray) -> Batch:
-        """Fill ``images`` (``image_shape``, float32); the rest is (soft labels float32 (B, num_classes),)."""
+        """Fill ``images`` (``image_shape``, of ``image_type``); the rest is (soft labels float32 (B, num_classes),)."""
         seed = self.sampler.seed
         draw = self.sampler.draw(epoch, step)
         labels = np.empty(len(images), dtype=np.int32)
@@ -70,6 +74,10 @@ class EvalBatches:
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
         return (self.sampler.shard.batch_size * self.views.count, 3, *self.views.transform.size)
+
+    @property
+    def image_type(self) -> type[np.generic]:
+        return self.views.transform.normalize.dtype
 
     def shape(self, epoch: int, step: int) -> tuple[int, int, int, int]:
         return self.image_shape

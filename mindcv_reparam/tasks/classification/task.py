@@ -43,6 +43,8 @@ class Classification:
     def check(self, config: Config) -> None:
         if config.auto_augment:
             parse_auto_augment(config.auto_augment)
+        if config.normalize_on_device:
+            _check_bytes(config)
         if config.teacher_ckpt:
             model_info(config.teacher)
         if config.imitation_ckpt and model_info(config.required_model()).imitates is None:
@@ -96,3 +98,14 @@ class Classification:
 
     def comparison(self, kind: str, source: ImageSource) -> Top1Comparison:
         return Top1Comparison(kind, source)
+
+
+def _check_bytes(config: Config) -> None:
+    """Raise UserError where something needs normalised images before the step."""
+    exported = config.teacher.endswith(".mindir")
+    for name, used in (("mixup", config.mixup), ("re_prob", config.re_prob), ("a .mindir teacher", exported)):
+        if used:
+            raise UserError(
+                f"normalize_on_device sends bytes, and {name} works on normalised images in front of the step: leave "
+                "out one of the two"
+            )

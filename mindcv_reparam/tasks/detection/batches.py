@@ -56,6 +56,10 @@ class TrainBatches:
         sizes = self.transform.size, *((side, side) for side in self.sides)
         return (self.sampler.shard.batch_size, 3, *max(sizes, key=math.prod))
 
+    @property
+    def image_type(self) -> type[np.generic]:
+        return self.transform.normalize.dtype
+
     def shape(self, epoch: int, step: int) -> tuple[int, int, int, int]:
         size = self.transform.size
         if self.sides and epoch < self.strong_epochs:
@@ -64,8 +68,9 @@ class TrainBatches:
         return (self.sampler.shard.batch_size, 3, *size)
 
     def make(self, epoch: int, step: int, images: np.ndarray) -> Batch:
-        """Fill ``images`` (``shape(epoch, step)``, float32); the rest is what `DetectionObjective` takes: labels int32
-        (B, M), boxes float32 (B, M, 4) normalised cx cy w h, valid bool (B, M), then the arrays of a `Denoising`."""
+        """Fill ``images`` (``shape(epoch, step)``, of ``image_type``); the rest is what `DetectionObjective` takes:
+        labels int32 (B, M), boxes float32 (B, M, 4) normalised cx cy w h, valid bool (B, M), then the arrays of a
+        `Denoising`."""
         seed = self.sampler.seed
         draw = self.sampler.draw(epoch, step)
         unreadable: list[tuple[int, str]] = []
@@ -106,6 +111,10 @@ class EvalBatches:
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
         return (self.sampler.shard.batch_size, 3, *self.transform.size)
+
+    @property
+    def image_type(self) -> type[np.generic]:
+        return self.transform.normalize.dtype
 
     def shape(self, epoch: int, step: int) -> tuple[int, int, int, int]:
         return self.image_shape

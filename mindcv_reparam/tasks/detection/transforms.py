@@ -14,7 +14,7 @@ from mindcv_reparam.config import Config
 from mindcv_reparam.data.auto_augment import brightness, color, contrast
 from mindcv_reparam.data.objects import Objects
 from mindcv_reparam.data.picture import Picture
-from mindcv_reparam.data.transforms import RESAMPLINGS, Normalize, height_and_width
+from mindcv_reparam.data.transforms import RESAMPLINGS, Bytes, Normalize, height_and_width, normalization
 
 _SMALLEST = 1.0  # pixels of a box's width or height, below which it is no object any more
 
@@ -164,12 +164,13 @@ class TrainTransform:
     vflip: float
     size: tuple[int, int]
     resampling: Image.Resampling
-    normalize: Normalize
+    normalize: Normalize | Bytes
 
     def __call__(
         self, pixels: np.ndarray, objects: Objects, rng: np.random.Generator, output: np.ndarray, strong: bool = True
     ) -> Objects:
-        """Fill ``output`` float32 (3, *size) from ``pixels`` uint8 (H, W, 3); the objects that are left, in pixels."""
+        """Fill ``output`` (3, *size), of ``normalize.dtype``, from ``pixels`` uint8 (H, W, 3); the objects that are
+        left, in pixels."""
         picture, view = Picture(pixels), View(0, 0, *pixels.shape[:2])
         boxes, labels = objects.boxes.astype(np.float64), objects.labels
         if strong:
@@ -197,11 +198,11 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize without regard to the aspect, normalise: ``transform(image)`` → float32 (3, *size)."""
+    """Resize without regard to the aspect, normalise: ``transform(image)`` → (3, *size), of ``normalize.dtype``."""
 
     size: tuple[int, int]
     resampling: Image.Resampling
-    normalize: Normalize
+    normalize: Normalize | Bytes
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         return self.normalize(image.resize(self.size[::-1], self.resampling))
@@ -222,7 +223,7 @@ def train_transform(config: Config) -> TrainTransform:
         vflip=config.vflip,
         size=height_and_width(config.image_resize),
         resampling=RESAMPLINGS[config.interpolation],
-        normalize=Normalize(tuple(config.mean), tuple(config.std)),
+        normalize=normalization(config),
     )
 
 
@@ -231,5 +232,5 @@ def eval_transform(config: Config) -> EvalTransform:
     return EvalTransform(
         size=height_and_width(config.image_resize),
         resampling=RESAMPLINGS[config.interpolation],
-        normalize=Normalize(tuple(config.mean), tuple(config.std)),
+        normalize=normalization(config),
     )

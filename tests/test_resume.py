@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import gc
-import hashlib
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from mindcv_reparam.stochastic import mask_states, seed_masks
 from mindcv_reparam.tasks.classification.losses import create_loss
 from mindcv_reparam.tasks.classification.objective import ClassificationObjective
 from mindcv_reparam.training import interruption
+from mindcv_reparam.training.digest import digest
 from mindcv_reparam.training.ema import WeightAverage
 from mindcv_reparam.training.interruption import Interruption
 from mindcv_reparam.training.loss_scale import LossScale
@@ -370,8 +370,7 @@ def test_what_differs_between_ranks_is_saved_for_each(tmp_path):
     state = TrainingState(tmp_path / "small_resume.npz", parameters, Second(), Config(model="small"), STEPS)
     first = np.array([9.0, 8.0, 7.0, 6.0], np.float32)
     values = first, parameters["shared"].asnumpy()
-    digests = [hashlib.blake2b(value.tobytes(), digest_size=16).digest() for value in values]
-    state.ranks.others = [np.frombuffer(b"".join(digests), np.int32), first.view(np.int32)]
+    state.ranks.others = [np.frombuffer(b"".join(map(digest, values)), np.int32), first.view(np.int32)]
     state.save(Progress())
     with np.load(state.path) as entries:
         assert set(entries.files) == {"run", "each/own", "all/shared"}

@@ -20,7 +20,8 @@ _LANES = 64  # pixels that are moved side by side
 _BLOCK = 32  # lines that are transposed together, so that the filter runs over them side by side
 
 
-def _kernel(function: Callable) -> Callable:
+def kernel(function: Callable) -> Callable:
+    """A function compiled when it is first called, once per machine; it runs beside other threads."""
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder to keep the result in: every process compiles
@@ -70,7 +71,7 @@ def _within(
     return begin, max(end - begin, 0), (np.take_along_axis(weights, places, axis=1), starts, left_over)
 
 
-@_kernel
+@kernel
 def _weights(length, out_length, kind, reverse):
     """Fixed-point weights (out_length, taps) of the filter that ``length`` pixels meet, their starts and counts."""
     scale = length / out_length
@@ -96,7 +97,7 @@ def _weights(length, out_length, kind, reverse):
     return weights, starts, counts
 
 
-@_kernel
+@kernel
 def _bicubic(distance):
     """Keys' cubic convolution kernel with a = −0.5."""
     if distance < 1.0:
@@ -106,7 +107,7 @@ def _bicubic(distance):
     return 0.0
 
 
-@_kernel
+@kernel
 def _resize_across(lines, top, left, height, weights, starts, counts):
     """Lines ``top`` … of RGB pixels from pixel ``left`` on → uint8 (height, outputs · 3)."""
     end = starts.max() + weights.shape[1]
@@ -137,7 +138,7 @@ def _resize_across(lines, top, left, height, weights, starts, counts):
     return resized
 
 
-@_kernel
+@kernel
 def _resize_down(lines, top, left, width, weights, starts, counts):
     """Columns ``left`` … of bytes from line ``top`` on → uint8 (outputs, width)."""
     resized = np.empty((len(starts), width), np.uint8)
@@ -155,7 +156,7 @@ def _resize_down(lines, top, left, width, weights, starts, counts):
     return resized
 
 
-@_kernel
+@kernel
 def _rounded(fixed):
     return uint8(min(max(fixed >> _FRACTION_BITS, int32(0)), int32(255)))
 
@@ -164,7 +165,7 @@ def _rounded(fixed):
 # Image.transform(size, AFFINE, matrix, BICUBIC)
 
 
-@_kernel
+@kernel
 def affine(pixels, matrix, fill):
     """Bicubic: output (x, y) comes from (a·x + b·y + c, d·x + e·y + f); what comes from outside is ``fill``."""
     height, width = pixels.shape[0], pixels.shape[1]
@@ -221,7 +222,7 @@ def affine(pixels, matrix, fill):
     return moved
 
 
-@_kernel
+@kernel
 def _pack(pixels):
     """The image with its edge repeated twice on every side, a pixel's channels in the bytes of an int32, flat."""
     height, width = pixels.shape[0], pixels.shape[1]
@@ -234,7 +235,7 @@ def _pack(pixels):
     return packed.reshape(packed.size)
 
 
-@_kernel
+@kernel
 def _interpolate(p, q, r, s, shift, fractions, crossing):
     """Fill ``crossing`` with the values between q and r of the channel whose bits start at ``shift``."""
     for lane in range(_LANES):
@@ -247,7 +248,7 @@ def _interpolate(p, q, r, s, shift, fractions, crossing):
         )
 
 
-@_kernel
+@kernel
 def _cubic(p, q, r, s, t):
     """The value at ``t`` between q and r."""
     return q + t * ((-p + r) + t * ((2.0 * (p - q) + r - s) + t * (-p + q - r + s)))
@@ -257,7 +258,7 @@ def _cubic(p, q, r, s, t):
 # Values
 
 
-@_kernel
+@kernel
 def look_up(pixels, tables):
     """Each channel's values replaced by their entries in its table, uint8 (3, 256)."""
     replaced = np.empty_like(pixels)
@@ -268,7 +269,7 @@ def look_up(pixels, tables):
     return replaced
 
 
-@_kernel
+@kernel
 def look_up_planes(pixels, tables, planes):
     """Fill ``planes`` (3, H, W) with each channel's entries in its table, (3, 256) of its type."""
     for y in range(pixels.shape[0]):
@@ -277,7 +278,7 @@ def look_up_planes(pixels, tables, planes):
                 planes[channel, y, x] = tables[channel, pixels[y, x, channel]]
 
 
-@_kernel
+@kernel
 def histograms(pixels):
     """How often each channel has each value: int64 (3, 256)."""
     counts = np.zeros((3, 256), np.int64)
@@ -288,13 +289,13 @@ def histograms(pixels):
     return counts
 
 
-@_kernel
+@kernel
 def _luminance(red, green, blue):
     """Of ITU-R 601-2, as in convert("L")."""
     return (int32(red) * 19595 + int32(green) * 38470 + int32(blue) * 7471 + 0x8000) >> 16
 
 
-@_kernel
+@kernel
 def mean_luminance(pixels):
     total = 0
     for y in range(pixels.shape[0]):
@@ -303,7 +304,7 @@ def mean_luminance(pixels):
     return total / (pixels.shape[0] * pixels.shape[1])
 
 
-@_kernel
+@kernel
 def saturate(pixels, factor):
     """ImageEnhance.Color: each pixel's distance from its grey times ``factor``."""
     factor = float32(factor)
@@ -317,7 +318,7 @@ def saturate(pixels, factor):
     return saturated
 
 
-@_kernel
+@kernel
 def turn_hue(pixels, shift):
     """Each pixel's hue plus ``shift`` of 256 steps, by way of Pillow's "HSV" of 8 bits."""
     # Red is brightest in the sectors 0 and 5, falls in 1, is least in 2 and 3, rises in 4; green and blue do the same
@@ -353,7 +354,7 @@ def turn_hue(pixels, shift):
     return turned
 
 
-@_kernel
+@kernel
 def _hue(red, green, blue, most, spread):
     from_red, from_green = float32(most - red) / float32(spread), float32(most - green) / float32(spread)
     from_blue = float32(most - blue) / float32(spread)
@@ -367,6 +368,6 @@ def _hue(red, green, blue, most, spread):
     return int32(float64(float32(turn - 1.0 if turn >= 1.0 else turn)) * 255.0)
 
 
-@_kernel
+@kernel
 def _half_up(value):
     return uint8(int32(value + 0.5))

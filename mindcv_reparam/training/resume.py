@@ -8,7 +8,6 @@ progress, configuration, ranks.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -227,15 +226,13 @@ class TrainingState:
         """Names of the values that are not the same bits on all ranks."""
         if self.ranks.size == 1:
             return []
+        from mindcv_reparam.training.digest import digest  # imports Numba, which only training has
+
         with ThreadPoolExecutor(THREADS) as pool:
-            digests = list(pool.map(_digest, values.values()))
+            digests = list(pool.map(digest, values.values()))
         gathered = self.ranks.gather(np.frombuffer(b"".join(digests), np.int32)).reshape(self.ranks.size, -1, 4)
         differs = (gathered != gathered[0]).any(axis=(0, 2))
         return [name for name, different in zip(values, differs) if different]
-
-
-def _digest(value: np.ndarray) -> bytes:
-    return hashlib.blake2b(value.tobytes(), digest_size=16).digest()
 
 
 def resume_path(resume: str, folder: Path, model: str, ranks: Ranks) -> Path | None:

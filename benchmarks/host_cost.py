@@ -1,11 +1,12 @@
 """What the training loop costs the host, while a device computes.
 
     python benchmarks/host_cost.py [--model visformer_small] [--batch 128] [--image_size 224] [--step_ms 218]
-        [--steps 20] [--ranks 1 2] [--normalize_on_device]
+        [--steps 20] [--ranks 1 2] [--normalize_on_device] [--mindcv]
 
 The loop, its states, checkpoints and averages are those of ``train.py``; batches lie in memory, and the step stands in
 as a device's would be: its call returns at once, the work is done a fixed time after the work before, and whoever wants
 a value waits until then. It computes nothing, so that the host's part shows. Ranks are started by mpirun.
+``--mindcv`` adds a row of MindCV's own loop, in an environment of its own.
 
 - main thread: its processor time per step between two log lines, and the time that passes, waits left out;
 - bytes: handed to the device per step;
@@ -30,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from environments import environment
 from report import machine, markdown
 
 from mindcv_reparam import distributed, runtime
@@ -45,6 +47,7 @@ COLUMNS = (
     *("values per log line", "ahead (steps)", "state and checkpoints (s)", "averages in and out (s)"),
 )
 LOG_INTERVAL = 10
+OPTIONS = ("model", "batch", "image_size", "step_ms", "steps")
 CLASSES = 1000
 
 
@@ -69,6 +72,10 @@ class Device:
         if (left := self.finished - time.perf_counter()) > 0.0:
             self.waited += left
             time.sleep(left)
+
+    def count(self) -> tuple[float, ...]:
+        """Of this thread: processor time, time passed without waits; bytes sent, values come."""
+        return time.thread_time(), time.perf_counter() - self.waited, self.sent, self.values
 
     def install(self) -> None:
         """Into what brings values from a device, and what takes arrays there, in this process."""
@@ -147,8 +154,7 @@ class Batches:
 
     def epoch(self, epoch: int, start_step: int = 0):
         for step in range(start_step, self.steps_per_epoch):
-            device = self.device
-            self.counts.append((time.thread_time(), time.perf_counter() - device.waited, device.sent, device.values))
+            self.counts.append(self.device.count())
             yield self.pool[step % 2]
 
     def names(self, epoch: int, step: int, rank: int) -> list[str]:
@@ -220,9 +226,21 @@ def loop(args, ranks, device: Device, folder: Path) -> dict[str, float]:
     state.prepared = timed(state.prepared, saved)  # type: ignore[method-assign]  # timed in its place
     device.install()
     trainer.run()
-    of_step = np.diff(np.array(batches.counts), axis=0)[args.steps :]  # of the second epoch
     logged = np.arange(1, args.steps) % LOG_INTERVAL == 0
-    processor, passed, sent, values = of_step.T
+    return of_steps(batches.counts, args.steps, logged, device) | {
+        "state and checkpoints (s)": sum(saved[len(saved) // 2 :]),  # of the second epoch, with warm memory
+        "averages in and out (s)": swapped[-1],
+    }
+
+
+def of_steps(counts: list[tuple[float, ...]], steps: int, logged: np.ndarray, device: Device) -> dict[str, float]:
+    """Figures of the steps of the second epoch.
+
+    Args:
+        counts: of the device, at the begin of every step of two epochs.
+        logged: which of the second epoch's steps but the last end with a log line.
+    """
+    processor, passed, sent, values = np.diff(np.array(counts), axis=0)[steps:].T
     return {
         "main thread, processor (ms)": 1e3 * statistics.median(processor[~logged]),
         "main thread (ms)": 1e3 * statistics.median(passed[~logged]),
@@ -230,26 +248,36 @@ def loop(args, ranks, device: Device, folder: Path) -> dict[str, float]:
         "values per step": float(values[~logged].mean()),
         "values per log line": float(values[logged].mean()),
         "ahead (steps)": float(int(device.ahead + 0.5)),
-        "state and checkpoints (s)": sum(saved[len(saved) // 2 :]),  # of the second epoch, with warm memory
-        "averages in and out (s)": swapped[-1],
     }
 
 
-def row(ranks: int, figures: dict[str, float]) -> list[str]:
-    return [str(ranks), *(f"{figures[name]:.3g}" for name in COLUMNS[1:])]
+def row(ranks: int | str, figures: dict[str, float]) -> list[str]:
+    return [str(ranks), *(f"{figures[name]:.3g}" if figures[name] >= 0 else "" for name in COLUMNS[1:])]
 
 
 def of_job(args, ranks: int) -> dict[str, float]:
     """Rank 0's figures."""
-    options = (f"--{name}={getattr(args, name)}" for name in ("model", "batch", "image_size", "step_ms", "steps"))
+    options = (f"--{name}={getattr(args, name)}" for name in OPTIONS)
     command = [sys.executable, __file__, "--inside", *options]
     command += ["--normalize_on_device"] if args.normalize_on_device else []
     if ranks > 1:
         command = [str(Path(sys.executable).with_name("mpirun")), "-n", str(ranks), "--bind-to", "none", *command]
+    return figures_of(command, f"a job of {ranks} ranks")
+
+
+def of_mindcv(args) -> dict[str, float]:
+    """MindCV's, on one rank."""
+    python = environment("mindcv", ["mindcv==0.3.0"], beside_project=True)
+    script = Path(__file__).parent / "contenders" / "mindcv_loop.py"
+    options = json.dumps({name: getattr(args, name) for name in OPTIONS})
+    return figures_of([str(python), str(script), options], "MindCV's job")
+
+
+def figures_of(command: list[str], name: str) -> dict[str, float]:
     job = subprocess.run(command, env=os.environ | LAUNCHER, stdout=subprocess.PIPE, text=True)
     lines = [line for line in job.stdout.splitlines() if line.startswith("{")]
     if job.returncode or len(lines) != 1:
-        raise UserError(f"a job of {ranks} ranks ended with status {job.returncode}")
+        raise UserError(f"{name} ended with status {job.returncode}")
     return json.loads(lines[0])
 
 
@@ -262,6 +290,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of each of two epochs")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--normalize_on_device", action="store_true", help="batches of bytes")
+    parser.add_argument("--mindcv", action="store_true", help="MindCV's own loop beside it")
     parser.add_argument("--inside", action="store_true", help="be one of the ranks")
     args = parser.parse_args()
     if args.inside:
@@ -271,7 +300,9 @@ def main() -> None:
             print(json.dumps(figures), flush=True)
         return
     print(json.dumps(machine("mindspore")))
-    print(markdown(COLUMNS, [row(ranks, of_job(args, ranks)) for ranks in args.ranks]))
+    rows = [row(ranks, of_job(args, ranks)) for ranks in args.ranks]
+    rows += [row("1, MindCV", of_mindcv(args))] if args.mindcv else []
+    print(markdown(COLUMNS, rows))
 
 
 if __name__ == "__main__":

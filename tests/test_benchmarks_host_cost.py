@@ -34,6 +34,7 @@ def test_figures_become_a_row():
 
     figures = dict.fromkeys(COLUMNS[1:], 0.0) | {"MB per step": 77.57, "values per log line": 1.0}
     assert row(2, figures) == ["2", "0", "0", "77.6", "0", "1", "0", "0", "0"]
+    assert row("1, MindCV", figures | {COLUMNS[-1]: float("nan")})[::8] == ["1, MindCV", ""]
 
 
 @pytest.mark.slow

@@ -212,11 +212,12 @@ def test_large_gradients_are_finite_though_their_norm_is_not():
     assert clipped.skipped.asnumpy() == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}], ids=["plain", "clipping"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_value_that_is_not_finite_is_seen(value):
+def test_one_value_that_is_not_finite_is_seen(value, options):
     slope = np.ones(8, np.float32)
     slope[5] = value
-    step = slope_step(drop_overflow_update=True)
+    step = slope_step(drop_overflow_update=True, **options)
     assert not call(step, slope, np.zeros(1, np.float32))[2]
     np.testing.assert_array_equal(step.network.weight.asnumpy(), np.zeros(8))
 

@@ -195,9 +195,13 @@ def test_what_would_wait_is_counted():
 
 
 def switches(cell: nn.Cell) -> int:
+    return sum(operator.lower() in ("switch", "switchlayer") for operator in operators(cell))
+
+
+def operators(cell: nn.Cell) -> list[str]:
     graph = anf_ir_pb2.ModelProto.FromString(cell.get_func_graph_proto()).graph
     assert len(graph.node) > 10
-    return sum(node.op_type.lower() in ("switch", "switchlayer") for node in graph.node)
+    return [node.op_type for node in graph.node]
 
 
 class Branch(nn.Cell):
@@ -300,3 +304,23 @@ def test_the_imitated_network_runs_as_long_as_it_is_imitated():
     plain = step_of(classifying(Student()), {})
     assert losses[2] == float(plain(*batch)[0].asnumpy())
     assert losses[0] != losses[1] != losses[2]
+
+
+def test_where_gradients_are_clipped_no_other_pass_looks_for_overflows():
+    """The norm tells: weights, moments and counters have the bits that they had when every gradient was looked at."""
+    good, broken = [images_and_labels(seed) for seed in (0, 1)], images_and_labels(2)
+    broken[0][0, 0, 0, 0] = np.inf
+    found, looked = [], []
+    for norm_tells in (True, False):
+        step = step_of(classifying(Student()), {"drop_overflow_update": True, "clip_norm": 0.1})
+        assert step.norm_tells
+        step.norm_tells = norm_tells
+        told = [
+            step(*map(Tensor, batch), Tensor(0.1, ms.float32))[-1].asnumpy() for batch in (good[0], broken, good[1])
+        ]
+        found.append([*(p.asnumpy().copy() for p in step.get_parameters()), *told])
+        looked.append(collections.Counter(operators(step))["IsFinite"])
+    assert [one[-1] for one in told] == [1.0, 0.0, 1.0]
+    assert looked == [1, 3], "at the norm, at it and both parameters"
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)

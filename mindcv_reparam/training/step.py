@@ -139,6 +139,8 @@ class TrainStep(nn.Cell):
         self.accumulation_steps = accumulation_steps
         self.clip_norm = clip_norm
         self.measures_norm = measures_norm or clip_norm is not None
+        # An infinity or a NaN makes the norm one, too; but an Ascend 910 has neither, see `all_finite`.
+        self.norm_tells = clip_norm is not None and ms.get_context("device_target") == "CPU"
         self.checks_overflow = drop_overflow_update or self.loss_scale.dynamic
         self.rescales = self.loss_scale.active or accumulation_steps > 1 or clip_norm is not None
         self.reduce = create_reducer(optimizer.parameters, size, allreduce_mb) if size > 1 else None
@@ -191,10 +193,10 @@ class TrainStep(nn.Cell):
         if self.reduce is not None:
             gradients = self.reduce(gradients)
         factor = 1.0 / (self.loss_scale.value * self.accumulation_steps)
-        finite = self.all_finite(gradients)
         norm = ops.zeros_like(lr)
         if self.measures_norm:
             norm = ops.sqrt(self.add_n(self.map(_square_sum, gradients))) * factor
+        finite = ops.isfinite(norm) if self.norm_tells else self.all_finite(gradients)
         if self.clip_norm is not None:
             finite = ops.logical_and(finite, ops.isfinite(norm))
             factor = factor * (self.clip_norm / ops.maximum(norm, self.clip_norm))

@@ -32,7 +32,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-TESTS = python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three workers on two cores: one of them often waits, for a server, a signal or a rank.
+TESTS = python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint docs compat compat-quick setup clean
 

@@ -101,6 +101,7 @@ def small() -> Small:
     return Small()
 
 
+@pytest.mark.exhaustive  # the next one resumes as well, on several sizes
 def test_a_detector_resumes_to_the_bit(small, tmp_path, monkeypatch):
     """Weights, average, optimizer, masks, and the terms of the loss; stopped within an epoch."""
     monkeypatch.setattr(interruption, "_PATIENCE", 600.0)

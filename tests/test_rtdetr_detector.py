@@ -104,7 +104,7 @@ def recipe_weights(net: nn.Cell) -> nn.Cell:
     ("backbone", "options"),
     [
         ("riformer_xs", {}),
-        ("fastvit_t8", SMALL_HEAD),
+        pytest.param("fastvit_t8", SMALL_HEAD, marks=pytest.mark.exhaustive),
         ("visformer_tiny", SMALL_HEAD | {"output_norms": True}),  # of batch normalisation, which fold wholly
         ("r18vd", SMALL_HEAD | {"eval_idx": 0}),
     ],

@@ -239,7 +239,10 @@ def test_every_norm_of_a_family_is_synchronised(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [family for family, count in NORMS.items() if count])
+@pytest.mark.parametrize(
+    "family",
+    ["fastvit", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in ("visformer", "regnet"))],
+)
 def test_every_synchronised_norm_normalises_in_training(family):
     """One in evaluation mode would keep its statistics, one that is left out would give another output."""
     net, expected, images = synchronize(small_network(family), "Ascend"), small_network(family), random_images()

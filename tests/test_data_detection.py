@@ -220,6 +220,32 @@ def test_id_0_is_a_category_as_any_other(tmp_path):
     assert source.annotations["annotations"][-1]["category_id"] == 0
 
 
+@pytest.mark.parametrize(
+    ("before", "place"),
+    [("images/", "images"), ("inner/images/", "inner/images"), ("./", "images"), ("images\\", "images")],
+)
+def test_file_names_may_begin_with_the_folder_s(tmp_path, before, place):
+    whole = content()
+    for image in whole["images"]:
+        image["file_name"] = before + image["file_name"]
+    write_images(tmp_path / place)
+    (tmp_path / "objects.json").write_text(json.dumps(whole))
+    source = Coco(tmp_path / "objects.json", tmp_path / place)
+    assert len(source) == 4
+    assert source.pixels(2).shape == (64, 64, 3)
+
+
+def test_no_image_where_the_file_says(tmp_path):
+    def other(whole):
+        for image in whole["images"]:
+            image["file_name"] = f"val/{image['file_name']}"
+
+    with pytest.raises(
+        UserError, match=r"objects\.json lists 4 images, the first val/d\.png: none of them lies in .*images"
+    ):
+        coco(tmp_path, other)
+
+
 def yolo(folder, labels=None, split="train", classes=None, **changed):
     write_images(folder / "images" / "train")
     for name, text in (labels or {"a": "1 0.5 0.5 0.25 0.5\n\n0 .1 .1 .2 .2", "b": "", "deep/c": POLYGON}).items():
@@ -260,6 +286,11 @@ def test_yolo_paths_lists_and_imposed_classes(tmp_path):
     assert "lists 1 images that are not there, the first gone.png" in source.problems[0]
     beside = yolo(tmp_path, train="../images/train")  # as Roboflow writes it
     assert len(beside) == 4
+    assert len(yolo(tmp_path, path="/home/somebody/elsewhere")) == 4
+
+
+def test_yolo_classes_may_be_written_as_fractions(tmp_path):
+    assert yolo(tmp_path, {"a": "1.0 .5 .5 .25 .5"}).target(0).labels.tolist() == [1]
 
 
 def test_a_yolo_image_that_cannot_be_read_is_left_out(tmp_path):
@@ -281,6 +312,8 @@ def yolo_again(folder):
         ({"a": "0 .5 .5 .1 .1\n2 .5 .5 .1 .1"}, {}, r"a\.txt:2: class 2 is none of the 2"),
         ({"a": "-1 .5 .5 .1 .1"}, {}, r"a\.txt:1: class -1"),
         ({"a": "cat .5 .5 .1 .1"}, {}, r"a\.txt:1: 'cat .5 .5 .1 .1' is not"),
+        ({"a": "0.5 .5 .5 .1 .1"}, {}, r"a\.txt:1: '0.5 .5 .5 .1 .1' is not"),
+        ({"a": "inf .5 .5 .1 .1"}, {}, r"a\.txt:1: 'inf .5 .5 .1 .1' is not"),
         ({"a": "0 20 20 10 10"}, {}, r"a\.txt:1: coordinates must be parts"),
         ({"a": "0 nan .5 .1 .1"}, {}, r"a\.txt:1: coordinates must be parts"),
         ({"z": ""}, {}, r"none of 4 images has a label file, such as .*labels/train/a\.txt"),

@@ -1,5 +1,6 @@
 """Annotations in COCO's form: one JSON file of images, objects and categories, beside a folder of images."""
 
+import os
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from mindcv_reparam.untrusted import read_large_json
 _LIMIT = 8 * 2**30  # bytes; Objects365's file of the training images has 5.6 GB, COCO's 0.45
 _REMEDY = "mend it, or write it anew where it comes from"
 _TOLD = 10  # categories that a line names
+_ABOVE = 2  # folders that file names may begin with: images/train2017/1.jpg
 _Id = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
 _Side = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 
@@ -60,7 +62,7 @@ class Coco(AnnotatedFiles):
 
     Args:
         path: of the JSON file.
-        root: folder in which the images' file names lie.
+        root: folder in which the images' file names lie, or which all of them begin with.
         classes: names to impose, by index; None: the categories by their ids.
         decoder: of the images.
 
@@ -82,6 +84,8 @@ class Coco(AnnotatedFiles):
         places = place_among(names, classes, path)
         images = sorted(content["images"], key=lambda image: image["id"])
         _check_once([image["id"] for image in images], "image", path)
+        _check_names(images, path, root)
+        root = _home([image["file_name"] for image in images], root)
         there, problems = _in_folder(images, path, root)
         listing = _listing(content["annotations"], images, dict(zip(ids, places.tolist())), path)
         listing = listing.part(there)
@@ -118,15 +122,29 @@ def _meant(
     return kept, f"{len(idle)} of {len(categories)} categories have no annotation: {note}"
 
 
+def _check_names(images: Sequence[_Image], path: Path, root: Path) -> None:
+    """Make the file names plain relative paths, those of Windows too."""
+    for image in images:
+        name = PurePosixPath(image["file_name"].replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or not image["file_name"].isprintable():
+            shown = shortened(image["file_name"])
+            raise UserError(f"{path}: image {image['id']} has the file name {shown!r}, which is no path in {root}")
+        image["file_name"] = str(name)
+
+
+def _home(names: Sequence[str], root: Path) -> Path:
+    """Where file names lead from: ``root``, or above it where all of them begin with its name (``train/1.jpg``)."""
+    for depth in range(1, min(_ABOVE, len(root.absolute().parts) - 1) + 1):
+        within = "/".join(root.absolute().parts[-depth:])
+        if names and not (root / within).is_dir() and all(name.startswith(f"{within}/") for name in names):
+            return Path(os.path.normpath(root / "/".join([".."] * depth)))
+    return root
+
+
 def _in_folder(images: Sequence[_Image], path: Path, root: Path) -> tuple[np.ndarray, list[str]]:
     """Which images lie in the folder, bool (N,), and a line for those that do not."""
     if not root.is_dir():
         raise UserError(f"{root}, the folder of the images of {path}, is no folder")
-    for image in images:
-        name = PurePosixPath(image["file_name"])
-        if name.is_absolute() or ".." in name.parts or not image["file_name"].isprintable():
-            shown = shortened(image["file_name"])
-            raise UserError(f"{path}: image {image['id']} has the file name {shown!r}, which is no path in {root}")
     present = set(walk(root).images)
     there = np.array([image["file_name"] in present for image in images], dtype=bool)
     if there.all() and len(images):

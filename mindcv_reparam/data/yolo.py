@@ -45,7 +45,8 @@ class Yolo(AnnotatedFiles):
         names = _names(entries, path)
         places = place_among(names, classes, path)
         root = Path(path).parent
-        if "path" in entries:
+        # Often of the machine that the file was written on, or from a folder that the writing tool was set up with.
+        if "path" in entries and (root / _text(entries["path"], path)).is_dir():
             root = root / _text(entries["path"], path)
         if split not in entries:
             raise UserError(f"{path} has no {split!r}: it must name the folder of these images")
@@ -173,8 +174,11 @@ def _object(line: str, classes: int, place: str) -> tuple[int, float, float, flo
     """Class index, centre and size of the box that a line describes."""
     fields = line.split()
     try:
-        label, numbers = int(fields[0]), [float(field) for field in fields[1:]]
-    except ValueError:
+        number, *numbers = (float(field) for field in fields)  # tools write 3.0 as well as 3
+        label = int(number)
+        if label != number:
+            raise ValueError
+    except (ValueError, OverflowError):  # the latter: infinite
         raise UserError(f"{place}: {shortened(line.strip())!r} is not a class index and numbers") from None
     if not 0 <= label < classes:
         raise UserError(f"{place}: class {label} is none of the {classes} that data.yaml names, from 0")

@@ -315,6 +315,13 @@ def test_images_in_memory_have_names_and_bad_ones_are_told(saved, pictures):
         predict(net, [])
 
 
+def test_another_allocator_is_refused_where_mindspore_was_imported_before(saved, pictures, monkeypatch):
+    monkeypatch.setattr("mindcv_reparam.run.python.allocator", lambda: "/usr/lib/libjemalloc.so.2")
+    for model in saved:
+        with pytest.raises(UserError, match=r"memory comes from /usr/lib/libjemalloc\.so\.2, not from the C library"):
+            predict(model, pictures)
+
+
 def test_a_graph_is_compiled_for_few_sizes_of_batch(saved, pictures, graph_mode):
     net, file = model_from_checkpoint(saved[1])[0], sorted(pictures.iterdir())[0]
     shapes, run = [], type(net).__call__

@@ -28,7 +28,7 @@ from mindcv_reparam.run.prediction import Prediction, Predictor
 from mindcv_reparam.run.prediction_files import shown
 from mindcv_reparam.run.runners import backend_for, bundle_program
 from mindcv_reparam.run.table import Table
-from mindcv_reparam.runtime import prepare
+from mindcv_reparam.runtime import allocator, check_allocator, prepare
 from mindcv_reparam.tasks import task_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def predict(
         in pixels, index. An image that cannot be read has no rows, of which Python warns.
 
     Raises:
-        UserError: model or images cannot be used.
+        UserError: model or images cannot be used, or MindSpore runs on a CPU with another allocator than the C library's.
     """
     given = _given(images)
     predictor = _predictor(model, min(batch_size, len(given)), labels)
@@ -135,9 +135,11 @@ def predict(
 
 def _predictor(model: Model, count: int, labels: Sequence[str] | None) -> Predictor:
     if not isinstance(model, str | os.PathLike):
+        network = _network(model)
+        _prepare()
         from mindcv_reparam.run.fused import network_model
 
-        return Predictor(*network_model(_network(model), _batch_sizes()), labels)
+        return Predictor(*network_model(network, _batch_sizes()), labels)
     if os.path.isdir(model):
         manifest, backend = read_manifest(model), backend_for(model)
         if backend == "mindspore":
@@ -158,9 +160,14 @@ def _network(model: Network) -> Network:
 
 
 def _prepare() -> None:
-    """As the commands do, unless the user's own program has set MindSpore up."""
+    """As the commands do; where the user's own program has set MindSpore up, only look whether its numbers are right."""
     if "mindspore" not in sys.modules:
         prepare(None)
+        return
+    import mindspore as ms
+
+    if ms.get_context("device_target") == "CPU":
+        check_allocator(allocator())
 
 
 def _batch_sizes() -> tuple[int, ...] | None:

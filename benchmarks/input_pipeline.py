@@ -1,8 +1,9 @@
-"""Compare this project's input pipeline with MindCV's and timm's: images per second, and processor time per image.
+"""Compare this project's input pipeline with its peers': images per second, and processor time per image.
 
     python benchmarks/input_pipeline.py [--workers 2] [--rounds 5] [--images 2048] [--data_dir FOLDER]
         [--mindcv CHECKOUT] [--recipes visformer fastvit]
     python benchmarks/input_pipeline.py --layouts 1 2 4 [--rounds 5] [--images 2048]
+    python benchmarks/input_pipeline.py --detection [--workers 2] [--rounds 5] [--images 2048]
 
 Without a folder it writes its own images: JPEGs of 500×375 pixels and about 77 KB. The peers run in environments of
 their own, made at the first run: MindCV from PyPI (or a checkout) beside this project's MindSpore, timm with PyTorch.
@@ -15,6 +16,10 @@ its inverse.
 ``--layouts`` compares how workers could be laid out instead: our threads and processes by their number, on files and on
 a tar archive of them, MindSpore's dataset, and its autotune, on the same batches of the Visformer recipe; and
 MindSpore's own operators, which have no such recipe, on random crop and flip, beside ours with the same.
+
+``--detection`` compares with the pipeline of RT-DETR's authors, torchvision's transforms in an environment of its own:
+their augmentation to 640×640 pixels, of generated JPEGs of 640×480 with seven objects each. Ours also pads the objects
+and draws the denoising queries, which is part of their training step.
 """
 
 import argparse
@@ -55,6 +60,12 @@ RECIPES: dict[str, dict[str, object]] = {
     },
     "crop and flip": {"interpolation": "bicubic", "color_jitter": 0.0, "image_resize": 224},
 }  # fmt: skip
+DETECTION = {
+    **{"model": "rtdetr_r18vd", "dataset": "coco", "train_split": "train", "train_annotations": "objects.json"},
+    **{"image_resize": 640, "interpolation": "bilinear", "mean": [0.0] * 3, "std": [255.0] * 3, "batch_size": 4},
+    **{"num_classes": 80, "photometric": 0.5, "zoom_out": 0.5, "iou_crop": 0.8, "hflip": 0.5},
+}
+TORCHVISION = ("torch==2.13.0", "torchvision==0.28.0", "pillow==13.0.0", "pycocotools==2.0.11", "numpy==1.26.4")
 PIPELINES = Path(__file__).parent / "pipelines"
 TIMM = (
     "torch==2.13.0",
@@ -64,8 +75,9 @@ TIMM = (
 )  # newer ones refuse Posterize to 0 bits
 HEADER = (
     "recipe", "pipeline", "first batch (s)", "img/s", "processor ms/img", "img/s per core",
-    "img/s ÷ MindCV's", "img/s per core ÷ MindCV's",
+    "img/s ÷ {}", "img/s per core ÷ {}",
 )  # fmt: skip
+PEERS = ("MindCV", "torchvision")  # that the last two columns compare with, where they are
 
 
 @dataclass(frozen=True)
@@ -120,21 +132,28 @@ def main() -> int:
     parser.add_argument("--mindcv", default="", help="a checkout of MindCV; default: its release on PyPI")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["visformer", "fastvit"])
     parser.add_argument("--layouts", type=int, nargs="+", help="numbers of workers: compare layouts instead of peers")
+    parser.add_argument("--detection", action="store_true", help="boxes too, beside the pipeline of RT-DETR's authors")
     args = parser.parse_args()
 
+    name = "input_layout" if args.layouts else "input_detection" if args.detection else "input_pipeline"
     with tempfile.TemporaryDirectory() as folder:
-        if args.data_dir is None:
-            write_images(Path(folder), args.images)
-        data = args.data_dir or folder
-        packed = os.path.join(folder, "packed")
-        results = laid_out(data, packed, args.layouts, args.rounds) if args.layouts else against_peers(data, args)
-    header = HEADER[:-2] if args.layouts else HEADER  # the last two compare with MindCV
+        if args.detection:
+            write_objects(Path(folder), args.images)
+            results = with_boxes(folder, args)
+        else:
+            if args.data_dir is None:
+                write_images(Path(folder), args.images)
+            data = args.data_dir or folder
+            packed = os.path.join(folder, "packed")
+            results = laid_out(data, packed, args.layouts, args.rounds) if args.layouts else against_peers(data, args)
+    header = [cell.format("torchvision's" if args.detection else "MindCV's") for cell in HEADER]
+    header = header[:-2] if args.layouts else header
     print(markdown(header, [row[: len(header)] for recipe in results for row in rows(recipe, results[recipe])]))
     plain = {
         recipe: {name: [asdict(one) for one in some] for name, some in of.items()} for recipe, of in results.items()
     }
     save(
-        "input_layout" if args.layouts else "input_pipeline",
+        name,
         {"machine": machine("mindspore", "pillow", "numba", "simplejpeg"), **vars(args), "epochs": plain},
         lambda figure: draw(figure, results),
     )
@@ -160,6 +179,16 @@ def against_peers(folder: str, args: argparse.Namespace) -> dict[str, dict[str, 
         ]
         results[recipe] = measure(pipelines, args.rounds)
     return results
+
+
+def with_boxes(folder: str, args: argparse.Namespace) -> dict[str, dict[str, list[Epoch]]]:
+    """Epochs of RT-DETR's training pipeline."""
+    more = json.dumps(DETECTION), folder, str(args.workers)
+    pipelines = [
+        Pipeline("torchvision", environment("detection", TORCHVISION), "torchvision_detection.py", *more),
+        *(Pipeline(f"ours, {kind}", sys.executable, "ours.py", *more, kind) for kind in ("threads", "processes")),
+    ]
+    return {"RT-DETR": measure(pipelines, args.rounds)}
 
 
 def laid_out(folder: str, packed: str, counts: Sequence[int], rounds: int) -> dict[str, dict[str, list[Epoch]]]:
@@ -204,13 +233,34 @@ def settings(recipe: str) -> str:
     return json.dumps({**RECIPES[recipe], "batch_size": BATCH, "num_classes": 1000})
 
 
-def write_images(folder: Path, count: int) -> None:
+def write_objects(folder: Path, count: int, objects: int = 7) -> None:
+    """Images of COCO's usual size and a file of COCO's form; boxes of all sizes, anywhere."""
+    width, height = 640, 480
+    write_images(folder, count, width, height)
+    files = sorted(path.relative_to(folder / "train") for path in (folder / "train").rglob("*.jpg"))
+    generator = np.random.default_rng(1)
+    annotations: list[dict[str, object]] = []
+    for image in range(len(files)):
+        sides = generator.uniform(0.03, 0.6, (objects, 2)) * (width, height)
+        places = generator.uniform(0, 1, (objects, 2)) * ((width, height) - sides)
+        for box, category in zip(np.concatenate([places, sides], axis=1).tolist(), generator.integers(1, 81, objects)):
+            number, area = len(annotations) + 1, box[2] * box[3]
+            annotations.append(
+                {"id": number, "image_id": image, "category_id": int(category), "bbox": box, "area": area, "iscrowd": 0}
+            )
+    images = [{"id": i, "file_name": str(file), "width": width, "height": height} for i, file in enumerate(files)]
+    categories = [{"id": number, "name": str(number)} for number in range(1, 81)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / str(DETECTION["train_annotations"])).write_text(json.dumps(content))
+
+
+def write_images(folder: Path, count: int, width: int = 500, height: int = 375) -> None:
     """Smooth colours under fine noise, which make JPEGs of the size of ImageNet's."""
     generator = np.random.default_rng(0)
     for index in range(DISTINCT):
         colours = Image.fromarray(generator.integers(0, 256, (40, 53, 3)).astype(np.uint8))
-        noise = generator.normal(0, 9.2, (375, 500, 1))
-        pixels = np.asarray(colours.resize((500, 375), Image.Resampling.BICUBIC)) + noise
+        noise = generator.normal(0, 9.2, (height, width, 1))
+        pixels = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC)) + noise
         path = folder / "train" / str(index % 4) / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=85)
@@ -237,8 +287,8 @@ def rows(recipe: str, epochs: dict[str, list[Epoch]]) -> list[list[str]]:
     for name, (warm_up, *measured) in epochs.items():
         rate, cost = (statistics.median(getattr(one, key) for one in measured) for key in ("rate", "cost"))
         ratios = ["", ""]
-        if "MindCV" in epochs:
-            pairs = list(zip(measured, epochs["MindCV"][1:]))
+        if peer := next((peer for peer in PEERS if peer in epochs), None):
+            pairs = list(zip(measured, epochs[peer][1:]))
             faster = statistics.median(one.rate / other.rate for one, other in pairs)
             cheaper = statistics.median(other.cost / one.cost for one, other in pairs)
             ratios = [f"{faster:.2f}", f"{cheaper:.2f}"]

@@ -32,6 +32,34 @@ def test_images_are_as_large_as_those_of_imagenet(tmp_path, monkeypatch):
             assert image.layer[0][1:3] == (2, 2)  # chroma at half the resolution
 
 
+def test_detectors_see_the_same_objects_on_both_sides(tmp_path, monkeypatch):
+    import argparse
+
+    import input_pipeline
+
+    from mindcv_reparam.config import Config
+    from mindcv_reparam.data import create_dataset
+
+    monkeypatch.setattr(input_pipeline, "DISTINCT", 4)
+    input_pipeline.write_objects(tmp_path, 8)
+    source = create_dataset(Config(data_dir=str(tmp_path), **input_pipeline.DETECTION), train=True)
+    assert (len(source), source.counts.tolist(), len(source.classes)) == (8, [7] * 8, 80)
+    assert source.pixels(7).shape == (480, 640, 3)
+    assert not any("boxes" in note for note in source.notes)
+    monkeypatch.setattr(input_pipeline, "Pipeline", lambda name, python, *script: (name, python, script[0], script[-1]))
+    monkeypatch.setattr(input_pipeline, "measure", lambda pipelines, rounds: [pipelines, rounds])
+    monkeypatch.setattr(input_pipeline, "environment", lambda *how: "peer")
+    compared = input_pipeline.with_boxes("folder", argparse.Namespace(workers=2, rounds=3))
+    assert compared["RT-DETR"] == [
+        [
+            ("torchvision", "peer", "torchvision_detection.py", "2"),
+            ("ours, threads", sys.executable, "ours.py", "threads"),
+            ("ours, processes", sys.executable, "ours.py", "processes"),
+        ],
+        3,
+    ]
+
+
 def test_processor_time_counts_children():
     from peers import processor_seconds
 
@@ -51,6 +79,7 @@ def test_rows_are_medians_and_ratios_of_rounds():
     peer = [Epoch(3.0, 1.0, 99.0), Epoch(0.1, 100.0, 8.0), Epoch(0.1, 50.0, 4.0), Epoch(0.1, 100.0, 8.0)]
     ours = [Epoch(2.0, 1.0, 99.0), Epoch(0.1, 300.0, 2.0), Epoch(0.1, 100.0, 1.0), Epoch(0.1, 200.0, 4.0)]
     header = rows("fastvit", {"MindCV": peer, "ours": ours})
+    assert rows("fastvit", {"torchvision": peer, "ours": ours})[1] == header[1]
     assert header == [
         ["fastvit", "MindCV", "3.0", "100", "8.00", "125", "1.00", "1.00"],
         ["fastvit", "ours", "2.0", "200", "2.00", "500", "2.00", "4.00"],

@@ -108,7 +108,8 @@ def predict(
         in pixels, index. An image that cannot be read has no rows, of which Python warns.
 
     Raises:
-        UserError: model or images cannot be used, or MindSpore runs on a CPU with another allocator than the C library's.
+        UserError: model or images cannot be used, or MindSpore runs on a CPU with another allocator than the C
+            library's.
     """
     given = _given(images)
     predictor = _predictor(model, min(batch_size, len(given)), labels)
@@ -160,7 +161,7 @@ def _network(model: Network) -> Network:
 
 
 def _prepare() -> None:
-    """As the commands do; where the user's own program has set MindSpore up, only look whether its numbers are right."""
+    """As the commands do; where the user's own program has set MindSpore up, only see whether its numbers are right."""
     if "mindspore" not in sys.modules:
         prepare(None)
         return

@@ -7,6 +7,7 @@ from mindspore import nn
 
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.tasks.classification.evaluation import AccuracyEvaluator, ranks_and_losses
+from mindcv_reparam.tasks.evaluate import announce_compilation
 from mindcv_reparam.tasks.evaluate import evaluate as evaluate_task
 
 RNG = np.random.default_rng(0)
@@ -90,3 +91,20 @@ def test_nothing_to_evaluate_is_an_error():
 
     with pytest.raises(UserError, match="nothing to evaluate"):
         evaluate(Doubled(), Empty(), Alone())
+
+
+@pytest.mark.parametrize(
+    ("cells", "training", "seconds"), [(238, True, 6), (238, False, 1), (999, True, 24), (9, True, 1)]
+)
+def test_the_time_of_a_compilation_is_told_by_the_number_of_cells(cells, training, seconds, graph_mode, caplog):
+    network = nn.SequentialCell([nn.ReLU() for _ in range(cells)])  # and itself
+    with caplog.at_level("INFO", logger="mindcv_reparam"):
+        announce_compilation("step", network, training)
+    expected = f"compiling the step, once: about {seconds} s on an idle machine, more beside other work"
+    assert caplog.messages == [expected]
+
+
+def test_without_graphs_no_compilation_is_announced(pynative, caplog):
+    with caplog.at_level("INFO", logger="mindcv_reparam"):
+        announce_compilation("step", nn.ReLU())
+    assert caplog.messages == []

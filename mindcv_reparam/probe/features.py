@@ -100,7 +100,7 @@ def _read(path: Path, keys: Mapping[str, str]) -> Features | None:
 
 def _computed(network: nn.Cell, loader: Loader) -> Features:
     if network not in _compiled:
-        announce_compilation("network for the features")
+        announce_compilation("network for the features", network)
     _compiled.add(network)
     values, labels = [], []
     batches = tqdm(loader.epoch(0), total=loader.steps_per_epoch, unit="batch", disable=None, leave=False)

@@ -15,6 +15,9 @@ from mindcv_reparam.tasks.normalization import Normalization
 from mindcv_reparam.tasks.task import EvalLoader, Evaluation, Evaluator
 
 _log = logging.getLogger(__name__)
+SECONDS_PER_CELL = {"training": 0.024, "validation": 0.006}
+"""Of MindSpore's compiler for a CPU, on an idle machine."""
+
 _compiled: "weakref.WeakSet[nn.Cell]" = weakref.WeakSet()  # for evaluation
 
 
@@ -38,7 +41,7 @@ def evaluate(
     """
     compiles = network not in _compiled
     if compiles and ranks.is_main:
-        announce_compilation("network for validation")
+        announce_compilation("network for validation", network)
     _compiled.add(network)
     was_training = network.training
     network.set_train(False)
@@ -69,10 +72,18 @@ def _run(network: nn.Cell, images: np.ndarray, normalize: Normalization | None) 
     return tuple(output.asnumpy() for output in outputs), time.perf_counter() - start
 
 
-def announce_compilation(what: str) -> None:
-    """Say what keeps the terminal still for a while; in PyNative mode nothing does."""
+def announce_compilation(what: str, network: nn.Cell, training: bool = False) -> None:
+    """Say what keeps the terminal still, and for how long; in PyNative mode nothing does.
+
+    Args:
+        what: is compiled, in words.
+        network: whose Cells the time is estimated by; :data:`SECONDS_PER_CELL` is from docs/speed.md, "Start-up".
+        training: with gradients and the update.
+    """
     if ms.get_context("mode") == ms.GRAPH_MODE:
-        _log.info("compiling the %s, once: a minute or so for most networks, several for the largest", what)
+        cells = sum(1 for _ in network.cells_and_names())
+        seconds = max(1.0, cells * SECONDS_PER_CELL["training" if training else "validation"])
+        _log.info("compiling the %s, once: about %.0f s on an idle machine, more beside other work", what, seconds)
 
 
 class _Clock:

@@ -265,7 +265,7 @@ class Trainer:
         new_size = images.shape not in {shape for shape, _, _ in self._compiled}
         size = f" on images of {images.shape[-2]}x{images.shape[-1]}" if self._compiled else ""
         if new_size and self.ranks.is_main:
-            announce_compilation(f"training step{size}")
+            announce_compilation(f"training step{size}", self.step.network, training=True)
         arguments = inputs, targets, self._on_device[index], graph[-1]
         if graph not in self._compiled:
             self._compile(arguments)

@@ -26,7 +26,7 @@ from report import line, markdown
 from mindcv_reparam.errors import Parser, UserError, run_script
 from mindcv_reparam.runtime import prepare
 
-MODELS = ("visformer_tiny", "fastvit_t8", "fastvit_sa12", "riformer_s12", "riformer_s24", "rtdetr_r18vd")
+MODELS = ("visformer_tiny", "fastvit_t8", "fastvit_sa12", "riformer_s12", "riformer_s24")
 HEADER = (
     "model",
     "Cells",

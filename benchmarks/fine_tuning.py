@@ -34,6 +34,7 @@ NETWORK = ("--model", "fastvit_t8", "--image_resize", str(SIDE), "--crop_pct", "
 RUNS = {
     "frozen, `--freeze backbone`": ("--freeze", "backbone", "--lr", "0.001", "--head_lr_factor", "1"),
     "fine-tuned, the recipe": (),
+    "fine-tuned, `--lr 0.001 --head_lr_factor 1`": ("--lr", "0.001", "--head_lr_factor", "1"),
     "from scratch, `--lr 0.001`": ("--lr", "0.001", "--head_lr_factor", "1"),
 }
 

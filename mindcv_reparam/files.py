@@ -1,10 +1,12 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +41,22 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """See before the work what `written_whole` would say after it.
+
+    Raises:
+        UserError: there is a folder of that name, or no file can be made where it shall be.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import pytest
 
 from mindcv_reparam import files
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.files import written_whole
+from mindcv_reparam.files import check_writable, written_whole
 
 
 def test_file_appears_when_it_is_complete(tmp_path):
@@ -48,6 +48,17 @@ def test_parent_that_is_a_file_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"), written_whole(tmp_path / "file" / "inner"):
         pass
+
+
+@pytest.mark.parametrize("name", ["folder", "file/inner", "file/deeper/inner"])
+def test_what_cannot_be_written_is_seen_before_the_work(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"cannot write .*{name}: "):
+        check_writable(tmp_path / name)
+    check_writable(tmp_path / "new" / "deeper" / "inner.csv")
+    check_writable(tmp_path / "file")  # to be replaced
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
 
 
 def folder_of(path, name):

@@ -51,3 +51,20 @@ def test_plot_names_runs_without_validation(tmp_path, capsys, monkeypatch, recwa
 def test_plot_names_a_folder_without_metrics(tmp_path):
     with pytest.raises(UserError, match="no metrics at"):
         main(["plot", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x89PNG\r\n", "is no text in UTF-8"),
+        (b"# Title\ntext, more\n", "its first line names no epoch"),
+        (b"epoch,step\n1,22\n2,many\n", "line 3 has other things than numbers"),
+        (b"epoch,step\n1,22,3\n", "line 2 has other things than numbers"),
+        (b"epoch,step\n", "wrong has no finished epoch yet"),
+    ],
+)
+def test_what_is_no_metrics_file_is_one_line(tmp_path, content, message):
+    (tmp_path / "wrong").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        main(["plot", str(tmp_path / "wrong"), "-o", str(tmp_path / "a.png")])
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong"]

@@ -49,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and args.output.suffix != ".csv":
         raise UserError(f"--output must end with .csv, got {args.output}")
     require("scipy")
-    from mindcv_reparam.files import written_whole
+    from mindcv_reparam.files import check_writable, written_whole
     from mindcv_reparam.run.changes import Contender, compare
     from mindcv_reparam.runtime import prepare
     from mindcv_reparam.tasks import task_named
     from mindcv_reparam.tasks.about import distinct
 
+    if args.output is not None:
+        check_writable(args.output)
     paths = args.first, args.second
     bundles = [_backend(path) for path in paths]
     if any(bundle is None or bundle[1] == "mindspore" for bundle in bundles):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mindcv_reparam.bundle.manifest import read_manifest
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.files import shown
+from mindcv_reparam.files import check_writable, shown
 from mindcv_reparam.labels import read_labels
 from mindcv_reparam.run.contact_sheet import CAPACITY, write_contact_sheet
 from mindcv_reparam.run.drawings import Drawings
@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    _check_ending("--output", args.output, WRITERS)
-    _check_ending("--contact_sheet", args.contact_sheet, [".png"])
+    _check_output("--output", args.output, WRITERS)
+    _check_output("--contact_sheet", args.contact_sheet, [".png"])
     files = find_images(args.images)
     labels = read_labels(args.labels) if args.labels else None
     predictor = (_of_bundle if Path(args.source).is_dir() else _of_checkpoint)(args, labels, len(files))
@@ -104,7 +104,8 @@ def _predict(
                 bar.write(f"{shown(result.file)} skipped: {result.reason}", file=sys.stderr)
             bar.update()
     seconds = time.perf_counter() - start
-    _say(f"images: {len(predictions)}, skipped: {len(skipped)}, {seconds:.1f} s, {len(files) / seconds:.1f} img/s")
+    read = len(predictions)
+    _say(f"images: {read}, skipped: {len(skipped)}, {seconds:.1f} s, {read / seconds:.1f} img/s")
     return predictions, skipped
 
 
@@ -118,9 +119,12 @@ def _probability(text: str) -> float:
     return value
 
 
-def _check_ending(flag: str, path: Path | None, endings: Collection[str]) -> None:
-    if path is not None and path.suffix not in endings:
+def _check_output(flag: str, path: Path | None, endings: Collection[str]) -> None:
+    if path is None:
+        return
+    if path.suffix not in endings:
         raise UserError(f"{flag} must end with {' or '.join(endings)}, got {path}")
+    check_writable(path)
 
 
 def _say(message: str) -> None:

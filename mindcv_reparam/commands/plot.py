@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> int:
         if not file.is_file():
             raise UserError(f"no metrics at {file}: give the folder of a run")
     runs = {str(file.parent): read_metrics(file) for file in files}
-    for name, rows in runs.items():
+    for file, rows in zip(files, runs.values()):
         if not rows:
-            raise UserError(f"{name} has no finished epoch yet")
+            raise UserError(f"{file} has no finished epoch yet")
     found = {column for rows in runs.values() for column in rows[0]}
     metrics = {metric.name: metric for task in TASKS.values() for metric in task.metrics if metric.name in found}
     shown = list(metrics.values())

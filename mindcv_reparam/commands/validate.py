@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mindcv_reparam.config import Config, add_settings, configuration
 from mindcv_reparam.errors import Parser, require
-from mindcv_reparam.files import check_checkpoint, check_replaceable, written_folder, written_whole
+from mindcv_reparam.files import check_checkpoint, check_replaceable, check_writable, written_folder, written_whole
 
 if TYPE_CHECKING:
     from mindspore.nn import Cell
@@ -37,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
     check_checkpoint(config.ckpt_path)
     if config.report:
         check_replaceable(config.report, _PAGE)
+        check_writable(Path(config.report) / _PAGE)
+    if config.output:
+        check_writable(config.output)
     require("mindspore", "numpy", "PIL")
     from mindcv_reparam import distributed, runtime
 

@@ -12,6 +12,7 @@ from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import written_whole
 from mindcv_reparam.fonts import matplotlib_families
 from mindcv_reparam.tasks.task import Metric
+from mindcv_reparam.untrusted import read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ PART = "train_"  # before the names of the terms of a loss
 TERMS = "terms of the loss"
 _SETS = "", AVERAGED
 _ACROSS = 3  # panels
+_LARGEST = 2**26  # bytes of a file, for some hundred thousand epochs
 
 Record = Mapping[str, float | None]  # of an epoch, by the names of the columns
 
@@ -92,13 +94,22 @@ def metrics_of(weights: str, record: Record) -> dict[str, float | None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The complete rows of a metrics file, None for an empty field."""
-    text = path.read_text(encoding="utf-8")
+    """The complete rows of a metrics file, None for an empty field.
+
+    Raises:
+        UserError: it is no such file, or has been changed to be none.
+    """
+    text = read_text(path, _LARGEST)
     complete = text[: text.rfind("\n") + 1]
-    return [
-        {name: _number(value) if value else None for name, value in row.items()}
-        for row in csv.DictReader(complete.splitlines())
-    ]
+    rows = csv.DictReader(complete.splitlines())
+    if complete and "epoch" not in (rows.fieldnames or ()):
+        raise UserError(f"{path} is no metrics.csv of a run: its first line names no epoch")
+    try:
+        return [{name: _number(value) if value else None for name, value in row.items()} for row in rows]
+    except (ValueError, AttributeError, csv.Error):  # AttributeError: more fields than names
+        raise UserError(
+            f"{path} is no metrics.csv of a run: line {rows.line_num} has other things than numbers"
+        ) from None
 
 
 def _number(text: str) -> float:

@@ -163,7 +163,7 @@ def test_the_structure_does_not_depend_on_the_weights(family, level):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["visformer", "fastvit", "riformer"])
+@pytest.mark.parametrize("family", ["visformer", "fastvit", pytest.param("riformer", marks=pytest.mark.exhaustive)])
 def test_equal_after_two_training_steps(family):
     net, images, labels = small_network(family).set_train(True), random_images(), Tensor([0, 1], ms.int32)
     # The masks must not depend on the tests before: some leave a network whose logits move by 1e-5 of their size when

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.usefixtures("pynative")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "amp_level"), [("visformer", "O3"), ("fastvit", "O2"), ("riformer", "O3")])
+@pytest.mark.parametrize(
+    ("family", "amp_level"),
+    [("visformer", "O3"), ("fastvit", "O2"), pytest.param("riformer", "O3", marks=pytest.mark.exhaustive)],
+)
 def test_a_checkpoint_of_mixed_precision_fuses(family, amp_level, tmp_path):
     trained = small_network(family)
     before, path = arrays(trained), tmp_path / "trained.ckpt"

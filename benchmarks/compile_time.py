@@ -4,7 +4,8 @@
 
 A process per model; two images a batch, whose size the compiler does not care about. The table is on standard output:
 processor seconds, which other load disturbs least, and seconds on the clock, of the training step and of the network
-in validation, and processor milliseconds per Cell. The constants of ``mindcv_reparam/tasks/evaluate.py`` are from here.
+in validation, and processor milliseconds per Cell. docs/speed.md has where the constants of
+``mindcv_reparam/tasks/evaluate.py`` are from; this shows that the time goes by the Cells.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from mindcv_reparam.errors import UserError
@@ -57,6 +57,15 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_output(flag: str, path: Path | None, endings: Collection[str]) -> None:
+    """The same of a file that a flag names, where it does, and that its name has one of the endings."""
+    if path is None:
+        return
+    if path.suffix not in endings:
+        raise UserError(f"{flag} must end with {' or '.join(endings)}, got {path}")
+    check_writable(path)
 
 
 @contextlib.contextmanager

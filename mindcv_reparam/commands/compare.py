@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mindcv_reparam.errors import UserError, require
+from mindcv_reparam.files import check_output, written_whole
 from mindcv_reparam.settings import whole_number
 
 if TYPE_CHECKING:
@@ -46,17 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.output is not None and args.output.suffix != ".csv":
-        raise UserError(f"--output must end with .csv, got {args.output}")
+    check_output("--output", args.output, [".csv"])
     require("scipy")
-    from mindcv_reparam.files import check_writable, written_whole
     from mindcv_reparam.run.changes import Contender, compare
     from mindcv_reparam.runtime import prepare
     from mindcv_reparam.tasks import task_named
     from mindcv_reparam.tasks.about import distinct
 
-    if args.output is not None:
-        check_writable(args.output)
     paths = args.first, args.second
     bundles = [_backend(path) for path in paths]
     if any(bundle is None or bundle[1] == "mindspore" for bundle in bundles):

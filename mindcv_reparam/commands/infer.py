@@ -10,14 +10,14 @@ cannot be read is named and skipped. Exit status 0; 1 when images were skipped, 
 import argparse
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mindcv_reparam.bundle.manifest import read_manifest
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.files import check_writable, shown
+from mindcv_reparam.files import check_output, shown
 from mindcv_reparam.labels import read_labels
 from mindcv_reparam.run.contact_sheet import CAPACITY, write_contact_sheet
 from mindcv_reparam.run.drawings import Drawings
@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    _check_output("--output", args.output, WRITERS)
-    _check_output("--contact_sheet", args.contact_sheet, [".png"])
+    check_output("--output", args.output, WRITERS)
+    check_output("--contact_sheet", args.contact_sheet, [".png"])
     files = find_images(args.images)
     labels = read_labels(args.labels) if args.labels else None
     predictor = (_of_bundle if Path(args.source).is_dir() else _of_checkpoint)(args, labels, len(files))
@@ -117,14 +117,6 @@ def _probability(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
     return value
-
-
-def _check_output(flag: str, path: Path | None, endings: Collection[str]) -> None:
-    if path is None:
-        return
-    if path.suffix not in endings:
-        raise UserError(f"{flag} must end with {' or '.join(endings)}, got {path}")
-    check_writable(path)
 
 
 def _say(message: str) -> None:

@@ -24,9 +24,10 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         if not file.is_file():
             raise UserError(f"no metrics at {file}: give the folder of a run")
-    runs = {str(file.parent): read_metrics(file) for file in files}
-    for file, rows in zip(files, runs.values()):
-        if not rows:
+    runs = {}
+    for file in files:
+        runs[str(file.parent)] = read_metrics(file)
+        if not runs[str(file.parent)]:
             raise UserError(f"{file} has no finished epoch yet")
     found = {column for rows in runs.values() for column in rows[0]}
     metrics = {metric.name: metric for task in TASKS.values() for metric in task.metrics if metric.name in found}

@@ -239,7 +239,8 @@ def register_variants(
     ``convert`` take checkpoints of the family in the names of ``formats``.
 
     Raises:
-        UserError: the family's FAMILY lacks a name, or the network lacks a part of the contract (CONTRIBUTING.md).
+        UserError: the family's FAMILY lacks a name, a variant a hyper-parameter that has no default, or the network a
+            part of the contract (CONTRIBUTING.md).
     """
     for name, hyper_parameters in variants.items():
         if name not in models():
@@ -247,6 +248,8 @@ def register_variants(
         lacking = _lacking(network, models()[name])
         if lacking:
             raise UserError(f"{network.__name__} lacks {', '.join(lacking)}")
+        if unset := _unset(network, hyper_parameters):
+            raise UserError(f"the variant {name!r} lacks {', '.join(unset)}")
         VARIANTS[name] = network, hyper_parameters
         if formats is not None:
             FORMATS[models()[name].family] = formats
@@ -259,6 +262,14 @@ def _lacking(network: type["nn.Cell"], info: ModelInfo) -> list[str]:
     return [part for part in parts if not hasattr(network, part)] + [
         f"the argument {argument}" for argument in arguments if argument not in accepted
     ]
+
+
+def _unset(network: type["nn.Cell"], hyper_parameters: dict[str, Any]) -> list[str]:
+    """What the network must be told and nobody tells it: every network is built for some classes and an image size."""
+    _, *parameters = inspect.signature(network.__init__).parameters.values()
+    named = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD or one.kind is one.KEYWORD_ONLY]
+    told = {*hyper_parameters, "num_classes", "img_size"}
+    return [one.name for one in named if one.default is one.empty and one.name not in told]
 
 
 def list_models(pattern: str = "*") -> list[str]:

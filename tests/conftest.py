@@ -2,15 +2,31 @@
 
 import logging
 import random
+import re
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from processes import ENVIRONMENT
 
-from mindcv_reparam import watch
+from mindcv_reparam import registry, watch
 from mindcv_reparam.runtime import prepare
 
 prepare("CPU", seed=0)
+
+# Families whose models teach those that the package is for, or are imitated by them. What every family is asked, and
+# takes a compilation to answer, `make test` asks visformer, riformer and fastvit, and `make test-all` these, too.
+COMPANIONS = re.compile(r"poolformer|gfnet|regnet")
+OF_EVERY_FAMILY = {
+    *("test_cpu", "test_export_graph", "test_export_lite", "test_export_onnx", "test_features", "test_goldens"),
+    *("test_reparam", "test_training_precision"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in OF_EVERY_FAMILY and COMPANIONS.search(item.name.partition("[")[2]):
+            item.add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +73,15 @@ def graph_mode(pynative: None) -> Iterator[None]:
     ms.set_context(mode=ms.GRAPH_MODE)
     yield
     ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+@pytest.fixture(scope="module")
+def few_blocks() -> Iterator[None]:
+    """This process knows the models that jobs of processes.py train."""
+    for table in (registry.families, registry.models):
+        table.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(registry.VARIABLE, ENVIRONMENT[registry.VARIABLE])
+        yield
+    for table in (registry.families, registry.models):
+        table.cache_clear()

@@ -22,7 +22,7 @@ from mindcv_reparam.registry import register_variants
 
 SECONDS = 0.1  # per batch
 MODEL = "visformer_tiny_v2"
-SMALL = dict(init_channels=8, embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 2), qk_scale=-0.5, drop_path_rate=0.3)
+SMALL = dict(init_channels=8, embed_dim=16, depths=(0, 1, 1, 1), num_heads=(2, 2), qk_scale=-0.5, drop_path_rate=0.3)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import finish, mpirun_command, start
+from processes import DIGITS, MODEL, finish, mpirun_command, start
 
 from mindcv_reparam.checkpoint import read_checkpoint
 from mindcv_reparam.config import Config
@@ -28,6 +28,7 @@ from mindcv_reparam.errors import UserError
 from mindcv_reparam.run.image_files import find_images
 from mindcv_reparam.tasks import TASKS, open_loader
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
 ROOT = Path(__file__).parents[1]
 LITTER = (
     "cat/.ipynb_checkpoints/1-checkpoint.jpg", "cat/._1.jpg", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini",
@@ -356,7 +357,7 @@ def test_two_ranks_train_on_a_split_and_validate_py_finds_it(tmp_path):
         path = data / str(source.labels[index]) / f"{index:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         source.load(index).save(path)
-    settings = ("-c", ROOT / "configs/visformer/visformer_tiny_digits_cpu.yaml", "--dataset", "imagenet", "--data_dir")
+    settings = (*DIGITS, "--dataset", "imagenet", "--data_dir")
     settings += (data, "--val_split", "0.25", "--batch_size", 20, "--epoch_size", 2, "--decay_epochs", 1)
     settings += ("--warmup_epochs", 1, "--image_background", 1, 2, 3, "--ckpt_save_dir", run)
     status, _, log = finish(script("train.py", *settings, ranks=2), 600)
@@ -364,11 +365,11 @@ def test_two_ranks_train_on_a_split_and_validate_py_finds_it(tmp_path):
     rows = list(csv.DictReader((run / SPLIT).open(encoding="utf-8", newline="")))
     held_out = sum(row["split"] == "val" for row in rows)
     assert (len(rows), held_out) == (60, 20)
-    _, info = read_checkpoint(run / "visformer_tiny_final.ckpt")
+    _, info = read_checkpoint(run / f"{MODEL}_final.ckpt")
     assert tuple(info.preprocessing["image_background"]) == (1, 2, 3)
 
     report = tmp_path / "report.json"
-    arguments = ("--ckpt_path", run / "visformer_tiny_final.ckpt", "--data_dir", data, "--output", report)
+    arguments = ("--ckpt_path", run / f"{MODEL}_final.ckpt", "--data_dir", data, "--output", report)
     status, _, log = finish(script("validate.py", *arguments), 600)
     assert status == 0, log
     assert f"the validation images are those of {run / SPLIT}" in log

@@ -241,6 +241,7 @@ LACKING = [
     ('    "models": {"plain_a": {}, "plain_b": {"crop_pct": 0.9}},\n', "", "FAMILY lacks 'models'"),
     ('"plain_a": {}, ', "", "FAMILY lacks the model 'plain_a'"),
     (', "plain_b": dict(depths=(1, 2), embedded=True)', "", "register_variants lacks 'plain_b'"),
+    ("dict(depths=(1, 2), embedded=True)", "dict(depths=(1, 2))", "the variant 'plain_b' lacks embedded"),
     ('    classifier = "linear"\n', "", "Plain lacks classifier"),
     ('    head_parts = ("pool", "drop", "linear")\n', "", "Plain lacks head_parts"),
     ("    output_norm = staticmethod(batch_norm)\n", "", "Plain lacks output_norm"),

@@ -17,7 +17,7 @@ from mindcv_recipes import recipe
 from mindspore import ops
 from networks import SMALL
 from PIL import Image
-from processes import finish, mpirun_command, processes_with, start, wait_for_end
+from processes import DIGITS, MODEL, finish, mpirun_command, processes_with, start, wait_for_end
 
 import export
 import train
@@ -28,8 +28,8 @@ from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_chec
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.labels import IMAGENET, published
 
+pytestmark = pytest.mark.usefixtures("few_blocks")
 ROOT = Path(__file__).parents[1]
-DIGITS = ROOT / "configs/visformer/visformer_tiny_digits_cpu.yaml"
 
 
 def run(*arguments, ranks=1, status=0):
@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "digits"
     options = ("--epoch_size", 2, "--decay_epochs", 1, "--ckpt_save_dir", folder, "--log_interval", 11)
     options += ("--ema", True, "--ema_decay", 0.5, "--ema_warmup", 0, "--ckpt_select", "online")
-    _, log = run(ROOT / "train.py", "-c", DIGITS, *options, ranks=2)
+    _, log = run(ROOT / "train.py", *DIGITS, "--lr", 0.004, *options, ranks=2)
     return folder, log
 
 
@@ -61,9 +61,9 @@ def trained(tmp_path_factory):
 def test_a_training_leaves_what_is_needed_afterwards(trained):
     folder, log = trained
     assert {file.name for file in folder.iterdir()} == {
-        *("visformer_tiny.yaml", "metrics.csv", "curves.png", "visformer_tiny_best.ckpt", "visformer_tiny_final.ckpt"),
-        *("visformer_tiny_best_ema.ckpt", "visformer_tiny_final_ema.ckpt"),
-        *("visformer_tiny-0001.ckpt", "visformer_tiny-0002.ckpt", "visformer_tiny_resume.npz"),
+        *(f"{MODEL}.yaml", "metrics.csv", "curves.png", f"{MODEL}_best.ckpt", f"{MODEL}_final.ckpt"),
+        *(f"{MODEL}_best_ema.ckpt", f"{MODEL}_final_ema.ckpt"),
+        *(f"{MODEL}-0001.ckpt", f"{MODEL}-0002.ckpt", f"{MODEL}_resume.npz"),
         "run.log",
     }
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -76,14 +76,14 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
     assert len(re.findall(r"epoch 2/2 step 22/22 loss", log)) == 1
     assert "[" not in log.split("first step")[1], "no progress bar in a log"
 
-    arrays, info = read_checkpoint(folder / "visformer_tiny_best.ckpt")
-    assert len(arrays) == 177
-    assert (info.model, info.state, info.classes) == ("visformer_tiny", "train", [str(d) for d in range(10)])
+    arrays, info = read_checkpoint(folder / f"{MODEL}_best.ckpt")
+    assert len(arrays) == 63
+    assert (info.model, info.state, info.classes) == (MODEL, "train", [str(d) for d in range(10)])
     assert re.fullmatch(r"digits: \d,?\d+ images, 10 classes of \d+ \(\d\) to \d+ \(\d\) images", info.data)
     assert info.preprocessing["image_resize"] == 32
     assert info.hparams["num_classes"] == 10
     assert info.weights == "online"
-    averaged, info = read_checkpoint(folder / "visformer_tiny_best_ema.ckpt")
+    averaged, info = read_checkpoint(folder / f"{MODEL}_best_ema.ckpt")
     assert info.weights == "ema"
     assert info.metrics["top1"] == pytest.approx(float(rows[info.epoch - 1]["ema_top1"]))
     assert averaged.keys() == arrays.keys()
@@ -93,7 +93,7 @@ def test_a_training_leaves_what_is_needed_afterwards(trained):
 @pytest.mark.slow
 def test_every_validation_image_counts_once_whatever_the_ranks_and_batches(trained):
     folder, _ = trained
-    checkpoint, config = folder / "visformer_tiny_best.ckpt", folder / "visformer_tiny.yaml"
+    checkpoint, config = folder / f"{MODEL}_best.ckpt", folder / f"{MODEL}.yaml"
     results, examined = [], []
     for ranks, batch in ((1, 32), (1, 49), (2, 50)):
         output = folder.parent / f"{ranks}_{batch}.json"
@@ -118,12 +118,12 @@ def test_every_validation_image_counts_once_whatever_the_ranks_and_batches(train
 @pytest.mark.slow
 def test_a_checkpoint_alone_is_enough_for_a_bundle(trained, tmp_path):
     folder, _ = trained
-    checkpoint, bundle = folder / "visformer_tiny_best.ckpt", tmp_path / "bundle"
+    checkpoint, bundle = folder / f"{MODEL}_best.ckpt", tmp_path / "bundle"
     options = ("--file_format", "MINDIR", "ONNX", "--batch_size", "dynamic", "--input", "rgb", "--head", "topk")
     data = ("--dataset", "digits", "--verify_data", "digits", "--num_samples", 100)
     out, _ = run(ROOT / "export.py", "--ckpt_path", checkpoint, *options, *data, "--output", bundle)
     for file in ("model.mindir", "model.onnx"):
-        (line,) = (line for line in out.splitlines() if line.startswith(f"{bundle / file}: visformer_tiny (full)"))
+        (line,) = (line for line in out.splitlines() if line.startswith(f"{bundle / file}: {MODEL} (full)"))
         assert float(re.search(r"network by ([\d.e+-]+)", line).group(1)) <= 2e-5
         (correct,) = re.findall(r"top-1 [\d.]+ % \((\d+)/100\)", line)
         assert int(correct) > 90
@@ -139,9 +139,9 @@ def test_a_checkpoint_alone_is_enough_for_a_bundle(trained, tmp_path):
 @pytest.mark.slow
 def test_a_fused_checkpoint_gives_the_same_accuracy_and_is_not_fused_again(trained, tmp_path):
     folder, _ = trained
-    arguments = ("-m", "mindcv_reparam", "reparameterize", "-c", folder / "visformer_tiny.yaml", "--ckpt_path")
+    arguments = ("-m", "mindcv_reparam", "reparameterize", "-c", folder / f"{MODEL}.yaml", "--ckpt_path")
     fused = tmp_path / "fused.ckpt"
-    run(*arguments, folder / "visformer_tiny_best.ckpt", "--output", fused)
+    run(*arguments, folder / f"{MODEL}_best.ckpt", "--output", fused)
     arrays, info = read_checkpoint(fused)
     assert info.state == "full"
     assert not any("moving" in name for name in arrays)
@@ -182,9 +182,9 @@ def test_mindcvs_recipe_trains_on_an_image_folder_on_cpu(tmp_path):
 @pytest.mark.slow
 def test_a_killed_rank_takes_the_job_down_and_leaves_whole_checkpoints(tmp_path):
     options = ("--epoch_size", 50, "--num_samples", 128, "--ckpt_save_dir", tmp_path)
-    job = start(mpirun_command(2, ROOT / "train.py", "-c", DIGITS, *options))
+    job = start(mpirun_command(2, ROOT / "train.py", *DIGITS, *options))
     deadline = time.monotonic() + 200
-    while not (tmp_path / "visformer_tiny-0002.ckpt").exists():
+    while not (tmp_path / f"{MODEL}-0002.ckpt").exists():
         assert job.poll() is None, finish(job)
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -196,7 +196,7 @@ def test_a_killed_rank_takes_the_job_down_and_leaves_whole_checkpoints(tmp_path)
     assert len(checkpoints) >= 2
     for checkpoint in checkpoints:
         arrays, _ = read_checkpoint(checkpoint)
-        assert len(arrays) == 177
+        assert len(arrays) == 63
 
 
 @pytest.mark.parametrize(

@@ -287,8 +287,16 @@ def test_stochastic_depth():
     assert 0 < kept.sum() < kept.size
 
 
+@pytest.fixture
+def mostly_by_operator(family):
+    """Compiling would take most of the time; one of them is compiled."""
+    ms.set_context(mode=ms.GRAPH_MODE if family == "visformer" else ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 @pytest.mark.parametrize("family", SMALL)
-def test_networks(family):
+def test_networks(family, mostly_by_operator):
     images, expected = random_images(), small_network(family)
     fast = use_kernels(small_network(family))
     assert [p.name for p in fast.get_parameters()] == [p.name for p in expected.get_parameters()]
@@ -298,8 +306,8 @@ def test_networks(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["fastvit", "riformer", "visformer"])
-def test_gradients_of_networks(family):
+@pytest.mark.parametrize("family", ["fastvit", "visformer", pytest.param("riformer", marks=pytest.mark.exhaustive)])
+def test_gradients_of_networks(family, mostly_by_operator):
     images = random_images().asnumpy()
     labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
     gradients = []

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from mindspore import Tensor, nn, ops
-from networks import randomise
+from networks import SMALL_DETECTOR, randomise
 from PIL import Image
 from test_export_graph import KNOWN_TO_LITE, primitives
 from test_export_onnx import ASCEND_OPERATORS, counts, initializers, run
@@ -45,8 +45,13 @@ pytestmark = pytest.mark.usefixtures("pynative")
 @pytest.fixture(scope="module")
 def net():
     """A fused detector of which every layer moves the boxes."""
-    options = {"num_classes": CLASSES, "img_size": PREPROCESSING["image_resize"], "num_queries": QUERIES}
-    network = create_model("rtdetr_riformer_xs", **options).set_train(False)
+    options = {
+        "num_classes": CLASSES,
+        "img_size": PREPROCESSING["image_resize"],
+        "num_queries": QUERIES,
+        "num_layers": 2,
+    }
+    network = create_model("rtdetr_riformer_xs", **SMALL_DETECTOR | options).set_train(False)
     rng = np.random.default_rng(0)
     for name, parameter in network.parameters_and_names():
         if not parameter.asnumpy().any():  # the layers that begin at zero

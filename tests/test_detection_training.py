@@ -20,6 +20,8 @@ from mindcv_reparam.tasks.detection.objective import DetectionObjective
 from mindcv_reparam.tasks.detection.task import Detection
 from mindcv_reparam.training.assembly import build_step, build_trainer
 
+# The steps of test_detection_resume.py are compiled, the criterion in test_detection_losses.py.
+pytestmark = pytest.mark.usefixtures("pynative")
 QUERIES, CLASSES = 300, 80
 
 
@@ -65,17 +67,14 @@ def decoder() -> nn.Cell:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["decoder_train", "decoder_train_empty"])
 def test_losses_and_gradients_are_the_reference_s(decoder, name):
-    """In PyNative mode, which saves the compilation; the steps of riformer_s12 below are a graph."""
     golden = Fixture(name).results
     objects = Fixture("decoder_train").results if name == "decoder_train" else {}
     noise = noise_of(objects) if objects else Noise.draw(np.random.default_rng(0), 3, 200, CLASSES)
     objective = DetectionObjective(Decoder(decoder), layers=3)
     weights = ParameterTuple(decoder.trainable_params())
     total = Total(objective, tuple(map(Tensor, targets_of(objects, noise, 3))))
-    ms.set_context(mode=ms.PYNATIVE_MODE)
     run = ms.value_and_grad(total, (0, 1, 2), weights, has_aux=True)
     (_, parts), (by_map, by_weight) = run(*feature_maps("decoder", "train", (128, 160), (256, 256, 256), batch=3))
-    ms.set_context(mode=ms.GRAPH_MODE)
 
     losses = dict(zip(objective.parts, (float(part.asnumpy()) for part in parts)))
     wanted = dict(zip(golden["loss_names"].tolist(), golden["losses"].tolist()))
@@ -123,7 +122,7 @@ class Loader:
 
 
 @pytest.fixture(scope="module")
-def trained() -> SimpleNamespace:
+def trained(pynative) -> SimpleNamespace:
     """A record per step, the optimizer's moments after the first one, weights and averages after the last."""
     fixture = Fixture("riformer_s12_train")
     network = create_model(RECIPE["model"], drop_path_rate=0.0)
@@ -191,8 +190,6 @@ def test_three_steps_and_the_averages_are_the_reference_s(trained):
     }
     for name, distance in zip(golden["ema_distance_names"].tolist(), golden["ema_distances"].tolist()):
         assert moved[name] == pytest.approx(distance, rel=3e-2, abs=1e-6), name
-    ms.set_context(mode=ms.PYNATIVE_MODE)
     logits, boxes = trained.step.network.set_train(False)(Tensor(images((160, 160), 2, trained.fixture.salt)))
-    ms.set_context(mode=ms.GRAPH_MODE)
     close(np.sort(boxes.asnumpy(), 1)[:, ::6], golden["eval_boxes_sorted"], 1e-3)
     close(np.sort(logits.asnumpy().reshape(2, -1), 1)[:, ::200], golden["eval_logits_sorted"], 1e-3)

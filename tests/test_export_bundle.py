@@ -29,10 +29,12 @@ from mindcv_reparam.run.verify import verify_bundle
 from mindcv_reparam.zoo import model_from_checkpoint
 
 SIZE = 32
+# Only what is exported is compiled.
+pytestmark = pytest.mark.usefixtures("pynative")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(tmp_path_factory, pynative):
     """A checkpoint of a small network on the digits, fused."""
     path = tmp_path_factory.mktemp("checkpoint") / "fastvit.ckpt"
     hparams = {"num_classes": 10, "in_channels": 3, "img_size": SIZE, "depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)}

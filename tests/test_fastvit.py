@@ -34,6 +34,8 @@ PUBLISHED = {
     "fastvit_sa36": (31_527_464, 31_457_256, 36 + 6),
     "fastvit_ma36": (44_068_004, 43_984_632, 36 + 6),
 }
+# test_reparam.py compiles.
+pytestmark = pytest.mark.usefixtures("pynative")
 MIX = dict(mlp_ratio=2, layer_scale=1e-5, gelu_kind="exact", drop_rate=0.1, drop_path_rate=0.1)
 
 

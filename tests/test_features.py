@@ -208,7 +208,16 @@ def test_what_does_not_fit_is_an_error(family, options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["timm-fastvit_sa12", "mmpretrain-riformer_s12", "official-gfnet_h_ti"])
+@pytest.mark.parametrize(
+    "name",  # those of every family are compared in test_goldens.py
+    [
+        "timm-fastvit_sa12",
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("mmpretrain-riformer_s12", "official-gfnet_h_ti")
+        ),
+    ],
+)
 def test_maps_are_those_of_the_reference(name):
     """Of the reference's stages, the last one of attention included, before any output norm."""
     golden = Golden(name)

@@ -52,21 +52,28 @@ BETWEEN = {
 }
 
 
-# Of the blocks of a smaller one that is tested; their own sizes are in the published numbers of parameters.
-LARGER = re.compile(r"gfnet_h_[sb]|former_(s24|s36|m36|m48)|fastvit_(t12|s12|sa24|sa36|ma36)|visformer_small$")
+# Of the blocks of a smaller one that is tested; their own sizes are in the published numbers of parameters. Of another
+# size of the image, or MindCV's names for visformer_tiny, which those of visformer_tiny_v2 are as well.
+LARGER = re.compile(
+    r"gfnet_h_[sb]|former_(s24|s36|m36|m48)|fastvit_(t12|s12|sa24|sa36|ma36)|visformer_small|_384|mindcv-visformer_tiny$"
+)
 
 
-def parametrized(name: str) -> object:
-    marks = [] if name in QUICK else [pytest.mark.slow, *([pytest.mark.exhaustive] if LARGER.search(name) else [])]
-    return pytest.param(name, marks=marks)
+def parametrized(name: str) -> list[object]:
+    """By the name: operator by operator, and those that are compiled, of which one is enough where others compile."""
+    if name in QUICK:
+        compiled = () if name == "timm-visformer_tiny" else (pytest.mark.slow, pytest.mark.exhaustive)
+        return [pytest.param(name, False, id=name), pytest.param(name, True, id=f"{name}-compiled", marks=compiled)]
+    marks = [pytest.mark.slow, *([pytest.mark.exhaustive] if LARGER.search(name) else [])]
+    return [pytest.param(name, False, id=name, marks=marks)]
 
 
 @pytest.fixture
-def as_it_runs(name, request):
-    """How networks run: one of every family as a graph of MindSpore's operators, and the others, of the same blocks,
-    operator by operator with the kernels of the CPU, which takes half the time."""
-    request.getfixturevalue("graph_mode" if name in QUICK else "pynative")
-    return (lambda net: net) if name in QUICK else use_kernels
+def as_it_runs(compiled, request):
+    """How networks run: as a graph of MindSpore's operators, or operator by operator with the kernels of the CPU, which
+    takes half the time."""
+    request.getfixturevalue("graph_mode" if compiled else "pynative")
+    return (lambda net: net) if compiled else use_kernels
 
 
 def is_one_of(parts: tuple[str, ...], name: str) -> bool:
@@ -91,7 +98,7 @@ def logits_of(net: nn.Cell, golden: Golden) -> np.ndarray:
     return logits.asnumpy()
 
 
-@pytest.mark.parametrize("name", [parametrized(name) for name in INFERENCE])
+@pytest.mark.parametrize(("name", "compiled"), [one for name in INFERENCE for one in parametrized(name)])
 def test_outputs_are_those_of_the_reference(name, as_it_runs):
     golden = Golden(name)
     conversion = convert(golden.state)

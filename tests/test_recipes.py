@@ -263,7 +263,7 @@ def test_two_updates_of_a_detectors_recipe(tmp_path, monkeypatch):
 
     sizes = dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32))
     small = dict(encoder_dim=16, encoder_feedforward=16, num_blocks=1, num_heads=2, hidden_dim=16, dim_feedforward=16)
-    small |= dict(num_layers=1, num_queries=30, **sizes)
+    small |= dict(num_layers=2, num_queries=30, **sizes)
     monkeypatch.setattr(assembly, "create_model", lambda model, **options: create_model(model, **small, **options))
     save_checkpoint(tmp_path / "c.ckpt", create_model("riformer_s12", **sizes), CheckpointInfo("riformer_s12", {}))
     settings = {
@@ -271,6 +271,7 @@ def test_two_updates_of_a_detectors_recipe(tmp_path, monkeypatch):
         **dict(batch_size=2, num_samples=4, num_classes=10, epoch_size=1, plain_epochs=0, sync_bn=False),
         **dict(val_while_train=False, ckpt_save_policy="latest_k", ckpt_save_dir=tmp_path / "run"),
         **dict(backbone_ckpt=tmp_path / "c.ckpt", model="rtdetr_riformer_xs", denoising_queries=20),
+        **dict(mode=1),  # test_detection_resume.py compiles
     }
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     path = CONFIGS / "rtdetr" / "rtdetr_riformer_s12_ascend.yaml"
@@ -285,7 +286,7 @@ def test_two_updates_of_a_detectors_recipe(tmp_path, monkeypatch):
 
 def smallest_first(name: str) -> object:
     """Recipes of larger networks of a family differ by numbers, which the tests above compare."""
-    kept = re.search(r"fastvit_t8_ascend|riformer_s12_ascend|visformer", name)
+    kept = re.search(r"fastvit_t8_ascend|riformer_s12_ascend|visformer_tiny_v2", name)
     return name if kept else pytest.param(name, marks=pytest.mark.exhaustive)
 
 

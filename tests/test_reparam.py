@@ -162,9 +162,17 @@ def test_the_structure_does_not_depend_on_the_weights(family, level):
     assert shapes[0] == shapes[1]
 
 
+@pytest.fixture
+def by_operator():
+    """Of networks that train once, compiling would take most of the time."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["visformer", "fastvit", pytest.param("riformer", marks=pytest.mark.exhaustive)])
-def test_equal_after_two_training_steps(family):
+def test_equal_after_two_training_steps(family, by_operator):
     net, images, labels = small_network(family).set_train(True), random_images(), Tensor([0, 1], ms.int32)
     # The masks must not depend on the tests before: some leave a network whose logits move by 1e-5 of their size when
     # its input moves by a rounding error.

@@ -12,6 +12,9 @@ from mindcv_reparam.layers import DropPath, GroupNorm, LayerScale
 from mindcv_reparam.models.metaformer import Block, FusedBlock
 from mindcv_reparam.models.riformer import AffineMixer, RIFormer
 
+# test_reparam.py compiles.
+pytestmark = pytest.mark.usefixtures("pynative")
+
 
 def parametrized(*rows):
     """Creating the large models takes seconds."""

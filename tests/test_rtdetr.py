@@ -243,7 +243,7 @@ class TrainedEncoder(nn.Cell):
         return loss, outputs
 
 
-def test_encoder_in_training(graph_mode):
+def test_encoder_in_training():
     fixture = Fixture("encoder")
     results = fixture.results
     encoder = fill(r18_encoder(), fixture.state, "encoder.")
@@ -346,7 +346,7 @@ def denoising_queries(results: dict[str, np.ndarray], classes: int = 80) -> tupl
     return Tensor(labels.astype(np.int32)), Tensor(results["dn_boxes_unact"]), Tensor(mask)
 
 
-def test_decoder_in_training(graph_mode):
+def test_decoder_in_training():
     fixture = Fixture("decoder_train")
     results = fixture.results
     net = Trained(fill(r18_decoder(), fixture.state, "decoder."))

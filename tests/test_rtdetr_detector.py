@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from goldens import images, tensor
 from mindspore import Tensor, nn
-from networks import arrays, cells, difference
+from networks import SMALL, SMALL_DETECTOR, arrays, cells, difference
 from recipe_rtdetr import Fixture, rtdetr_tensor
 from test_rtdetr import check_maps, check_result, official_names, reference_table
 
@@ -28,6 +28,7 @@ SMALL_HEAD = dict(
     **dict(encoder_dim=32, encoder_feedforward=48, num_blocks=1, num_heads=4),
     **dict(hidden_dim=32, dim_feedforward=48, num_layers=2, num_queries=20),
 )
+TWO_LAYERS = SMALL_DETECTOR | {"num_layers": 2}
 
 
 def fill_riformer(net: nn.Cell, state: dict[str, np.ndarray]) -> nn.Cell:
@@ -78,6 +79,7 @@ def test_riformer_without_norms_of_its_outputs():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # the sizes above are of the same code
 def test_riformer_at_640():
     fixture = Fixture("riformer_s12_640x640")
     net = fill_riformer(create_model("rtdetr_riformer_s12"), fixture.state)
@@ -103,9 +105,12 @@ def recipe_weights(net: nn.Cell) -> nn.Cell:
 @pytest.mark.parametrize(
     ("backbone", "options"),
     [
-        ("riformer_xs", {}),
+        ("riformer_xs", TWO_LAYERS),
         pytest.param("fastvit_t8", SMALL_HEAD, marks=pytest.mark.exhaustive),
-        ("visformer_tiny", SMALL_HEAD | {"output_norms": True}),  # of batch normalisation, which fold wholly
+        (
+            "visformer_tiny_v2",
+            SMALL_HEAD | SMALL["visformer"][1] | {"num_heads": 2, "output_norms": True},
+        ),  # of batch normalisation, which fold wholly
         ("r18vd", SMALL_HEAD | {"eval_idx": 0}),
     ],
 )
@@ -135,7 +140,7 @@ def test_a_detector_folds_altogether(backbone, options):
 
 
 def test_a_detector_compiles():
-    net = recipe_weights(create_model("rtdetr_riformer_xs", num_classes=7))
+    net = recipe_weights(create_model("rtdetr_riformer_xs", num_classes=7, **TWO_LAYERS))
     x = Tensor(images((64, 96)))
     expected = net(x)
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -147,7 +152,7 @@ def test_a_detector_compiles():
 
 
 def test_scores_and_boxes_are_float32_in_half_precision():
-    net = mixed_precision(create_model("rtdetr_riformer_xs", num_classes=7), "O3")
+    net = mixed_precision(create_model("rtdetr_riformer_xs", num_classes=7, **TWO_LAYERS), "O3")
     types = []
     for head in (net.decoder.enc_score_head, net.decoder.dec_bbox_head[1]):
         head.register_forward_hook(lambda cell, inputs, output: types.append(output.dtype))
@@ -249,7 +254,7 @@ def test_sides_that_a_detector_does_not_take_are_refused_before_the_training():
 
 @pytest.mark.parametrize("state", ["train", "full"])
 def test_checkpoints_come_back_and_other_classes_get_new_heads(tmp_path, state):
-    net = recipe_weights(create_model("rtdetr_riformer_xs", num_classes=7))
+    net = recipe_weights(create_model("rtdetr_riformer_xs", num_classes=7, **TWO_LAYERS))
     expected, path = net(Tensor(images((64, 64)))), tmp_path / "net.ckpt"
     saved = net if state == "train" else reparameterize(net)
     hparams = {key: value for key, value in net.hparams.items() if value is not None}

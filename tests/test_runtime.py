@@ -84,8 +84,9 @@ print(os.environ.get("ONEDNN_MAX_CPU_ISA"))
     [
         ("avx512f", None, "", "AVX2", ["set ONEDNN_MAX_CPU_ISA=AVX2"]),
         ("avx512f", None, "early", "AVX2", ["imported before ONEDNN_MAX_CPU_ISA=AVX2"]),
-        ("avx512f", "AVX512_CORE", "", "AVX512_CORE", []),
-        ("", None, "", "None", []),
+        # What is needed and what is set are functions that are tested above.
+        pytest.param("avx512f", "AVX512_CORE", "", "AVX512_CORE", [], marks=pytest.mark.exhaustive),
+        pytest.param("", None, "", "None", [], marks=pytest.mark.exhaustive),
     ],
 )
 def test_prepare_limits_onednn_in_one_log_line(cpuinfo, more, variable, early, setting, log):
@@ -111,7 +112,9 @@ print(os.environ.get("ONEDNN_MAX_CPU_ISA"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("more", "setting"), [("avx512f", "AVX2"), ("", "None")])
+@pytest.mark.parametrize(
+    ("more", "setting"), [("avx512f", "AVX2"), pytest.param("", "None", marks=pytest.mark.exhaustive)]
+)
 def test_a_network_built_in_a_notebook_has_the_limit_too(cpuinfo, more, setting):
     environ = {k: v for k, v in os.environ.items() if k not in runtime.ISA_VARIABLES} | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", PLAIN, str(cpuinfo(more))]
@@ -148,7 +151,11 @@ print(hex(_onednn()[1].dnnl_get_effective_cpu_isa()))
 @pytest.mark.slow
 @pytest.mark.skipif("avx2" not in runtime.cpu_flags(), reason="needs a processor with AVX2")
 @pytest.mark.parametrize(
-    ("words", "lifted"), [("alone", True), ("", False), ("alone other", False), ("alone before", False)]
+    ("words", "lifted"),
+    [
+        *(("alone", True), ("alone before", False)),
+        *(pytest.param(words, False, marks=pytest.mark.exhaustive) for words in ("", "alone other")),
+    ],
 )
 def test_the_limit_is_lifted_where_all_convolutions_are_the_packages(cpuinfo, words, lifted):
     environ = {k: v for k, v in os.environ.items() if k not in runtime.ISA_VARIABLES} | {"PYTHONPATH": str(REPOSITORY)}

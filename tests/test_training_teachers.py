@@ -158,7 +158,7 @@ def test_training_asks_an_exported_teacher(exported_digits, tmp_path, monkeypatc
     monkeypatch.setattr(assembly, "create_model", lambda model, **options: create_model(model, **SIZES, **options))
     settings = {
         **dict(model=MODEL, device_target="CPU", dataset="digits", num_parallel_workers=1, num_samples=8, batch_size=4),
-        **dict(image_resize=32, epoch_size=2, warmup_epochs=0, ckpt_save_dir=tmp_path / "run"),
+        **dict(mode=1, image_resize=32, epoch_size=2, warmup_epochs=0, ckpt_save_dir=tmp_path / "run"),
         **dict(distill="soft", distill_alpha=1.0, teacher=exported_digits, label_smoothing=0.1),
     }
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from goldens import images, tensor
 from mindspore import Tensor, nn
-from networks import SMALL, SMALL_DETECTOR, arrays, cells, difference
+from networks import SMALL_DETECTOR, arrays, cells, difference
 from recipe_rtdetr import Fixture, rtdetr_tensor
 from test_rtdetr import check_maps, check_result, official_names, reference_table
 
@@ -108,8 +108,8 @@ def recipe_weights(net: nn.Cell) -> nn.Cell:
         ("riformer_xs", TWO_LAYERS),
         pytest.param("fastvit_t8", SMALL_HEAD, marks=pytest.mark.exhaustive),
         (
-            "visformer_tiny_v2",
-            SMALL_HEAD | SMALL["visformer"][1] | {"num_heads": 2, "output_norms": True},
+            "visformer_tiny",
+            SMALL_HEAD | {"depths": (0, 1, 1, 1), "output_norms": True},
         ),  # of batch normalisation, which fold wholly
         ("r18vd", SMALL_HEAD | {"eval_idx": 0}),
     ],
@@ -140,7 +140,7 @@ def test_a_detector_folds_altogether(backbone, options):
 
 
 def test_a_detector_compiles():
-    net = recipe_weights(create_model("rtdetr_riformer_xs", num_classes=7, **TWO_LAYERS))
+    net = recipe_weights(create_model("rtdetr_riformer_xs", num_classes=7, **SMALL_DETECTOR))
     x = Tensor(images((64, 96)))
     expected = net(x)
     ms.set_context(mode=ms.GRAPH_MODE)

@@ -50,7 +50,10 @@ def network():
 
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [pytest.param(*row, marks=pytest.mark.slow if row[0][-2:] in ("24", "36") else ()) for row in PUBLISHED.items()],
+    [
+        pytest.param(*row, marks=(pytest.mark.slow, pytest.mark.exhaustive) if row[0][-2:] in ("24", "36") else ())
+        for row in PUBLISHED.items()
+    ],
 )
 def test_sizes_are_the_published_ones(name, sizes):
     net = create_model(name)

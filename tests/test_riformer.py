@@ -14,11 +14,12 @@ from mindcv_reparam.models.riformer import AffineMixer, RIFormer
 
 # test_reparam.py compiles.
 pytestmark = pytest.mark.usefixtures("pynative")
+LARGE = (pytest.mark.slow, pytest.mark.exhaustive)
 
 
 def parametrized(*rows):
-    """Creating the large models takes seconds."""
-    return [pytest.param(*row, marks=() if row[0].endswith("s12") else pytest.mark.slow) for row in rows]
+    """Creating the large models takes seconds; test_complexity.py compares what is on file of them."""
+    return [pytest.param(*row, marks=() if row[0].endswith("s12") else LARGE) for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from here import parse
+from here import parse, restored
 from networks import SMALL
 
 from mindcv_reparam import create_model
@@ -276,7 +276,8 @@ def test_two_updates_of_a_detectors_recipe(tmp_path, monkeypatch):
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     path = CONFIGS / "rtdetr" / "rtdetr_riformer_s12_ascend.yaml"
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(path), *flags])
-    train.main()
+    with restored():  # the mode
+        train.main()
     with (tmp_path / "run" / "metrics.csv").open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert int(row["step"]) == 2
@@ -315,7 +316,8 @@ def test_two_updates_of_the_recipe(name, tmp_path, monkeypatch):
         settings["imitation_ckpt"] = small_checkpoint(tmp_path / "imitated.ckpt", imitated)
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     monkeypatch.setattr("sys.argv", ["train.py", "--config", str(CONFIGS / name), *flags])
-    train.main()
+    with restored():  # the mode
+        train.main()
 
     with (tmp_path / "run" / "metrics.csv").open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)

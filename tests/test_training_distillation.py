@@ -228,6 +228,15 @@ class Probe(nn.Cell):
         return logits, observed, self.network.mix_tokens(normed)
 
 
+@pytest.fixture
+def by_operator():
+    """Of networks that run once, compiling would take most of the time."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.mark.usefixtures("by_operator")
 @pytest.mark.parametrize("family", ["riformer", "poolformer"])
 def test_a_network_shows_the_last_block_of_each_stage(family):
     network = build(family, seed=1)
@@ -241,6 +250,7 @@ def test_a_network_shows_the_last_block_of_each_stage(family):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_operator")
 def test_a_step_minimises_the_sum_of_both_and_moves_the_student_alone():
     """With everything: a teacher of logits that has batch normalisation, one of blocks, an average of weights."""
     student, loss = build("riformer", seed=1), create_loss("CE")

@@ -6,7 +6,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from here import parse
+from here import parse, restored
 from mindspore import nn, ops
 from networks import IMAGE_SIZE, NUM_CLASSES, SMALL, random_images, randomise
 
@@ -166,7 +166,8 @@ def test_training_asks_an_exported_teacher(exported_digits, tmp_path, monkeypatc
     asked = []
     call = ExportedTeacher.__call__
     monkeypatch.setattr(ExportedTeacher, "__call__", lambda self, images: asked.append(1) or call(self, images))
-    train.main()
+    with restored():  # the mode
+        train.main()
     assert len(asked) == 4
     arrays, _ = read_checkpoint(tmp_path / "run" / f"{MODEL}_final.ckpt")
     assert set(arrays) == {name for name, _ in create_model(MODEL, **SIZES).parameters_and_names()}

@@ -41,12 +41,14 @@ class OneBatch:
         yield self.batch
 
 
-# The others' networks are those of the goldens, their training is the same code.
+# The others' networks are those of the goldens, their training is the same code; a step by the trainer is compared in
+# test_detection_training.py, what optimizers do in test_training_optimizer.py.
 KEPT = "train-timm-fastvit_t8"
 TRAJECTORIES = [name if name == KEPT else pytest.param(name, marks=pytest.mark.exhaustive) for name in names("train-*")]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_train_py_and_a_recipe_train_as_the_reference(name, tmp_path):
     golden = Golden(name)

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from networks import IMAGE_SIZE, SMALL, SMALL_DETECTOR
+from networks import IMAGE_SIZE, SMALL
 from test_export_onnx import RESIZABLE, export, images, network, only_fastvit
 
 from mindcv_reparam import create_model, reparameterize
@@ -94,7 +94,6 @@ def test_a_detector_runs(lite, tmp_path):
     """At 128 pixels: at 64, where the coarsest map has four, this runtime is off by 5e-4 with two threads, and not with
     one."""
     ms.set_seed(0)
-    options = dict(num_classes=5, img_size=128, num_queries=8, num_layers=2)
-    detector = create_model("rtdetr_riformer_xs", **SMALL_DETECTOR | options).set_train(False)
+    detector = create_model("rtdetr_riformer_xs", num_classes=5, img_size=128, num_queries=8).set_train(False)
     found = differences(lite, OneOutput(reparameterize(detector)), tmp_path, (1, 3, 128, 128), 17)
     assert max(found) <= TOLERANCE

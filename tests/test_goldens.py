@@ -60,10 +60,12 @@ LARGER = re.compile(
 
 
 def parametrized(name: str) -> list[object]:
-    """By the name: operator by operator, and those that are compiled, of which one is enough where others compile."""
+    """By the name: operator by operator, or compiled, for which one is enough: other tests compile smaller ones."""
+    if name == "timm-visformer_tiny":
+        return [pytest.param(name, True, id=name)]
     if name in QUICK:
-        compiled = () if name == "timm-visformer_tiny" else (pytest.mark.slow, pytest.mark.exhaustive)
-        return [pytest.param(name, False, id=name), pytest.param(name, True, id=f"{name}-compiled", marks=compiled)]
+        compiled = pytest.param(name, True, id=f"{name}-compiled", marks=(pytest.mark.slow, pytest.mark.exhaustive))
+        return [pytest.param(name, False, id=name), compiled]
     marks = [pytest.mark.slow, *([pytest.mark.exhaustive] if LARGER.search(name) else [])]
     return [pytest.param(name, False, id=name, marks=marks)]
 

@@ -95,6 +95,7 @@ def test_features_are_channels_first(network):
     assert [output.shape for output in feature_network(network)(random_images())] == expected
 
 
+@pytest.mark.exhaustive
 def test_full_leaves_no_layer_scale(network):
     full, images = reparameterize(network), random_images(seed=1)
     assert cells(full, FusedBlock) == cells(network, Block)
@@ -109,6 +110,7 @@ def test_branches_is_the_network(network):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_gradient_reaches_every_parameter(network):
     """Imaginary parts at the frequencies 0 and size / 2 of both axes alone have none; no whole parameter does."""
     weights = network.trainable_params()

@@ -96,6 +96,19 @@ def test_gelu(kind):
     assert_same(lambda: gelu(kind), (3, 5, 7, 9))
 
 
+@pytest.mark.parametrize(
+    "paddings", [((0, 0), (0, 0), (1, 1), (1, 1)), ((1, 0), (0, 2), (0, 0), (3, 1)), ((0, 0),) * 4]
+)
+def test_padding(paddings):
+    x = random_images((5, 7))
+    net = use_kernels(nn.SequentialCell(nn.Pad(paddings)))
+    assert type(net[0]) is not nn.Pad
+    for found, wanted in zip(results(net, x), results(nn.SequentialCell(nn.Pad(paddings)), x), strict=True):
+        assert np.array_equal(found, wanted)
+    mirrored = use_kernels(nn.SequentialCell(nn.Pad(paddings, "REFLECT")))
+    assert type(mirrored[0]) is nn.Pad
+
+
 @pytest.mark.parametrize("kind", ["exact", "tanh"])
 def test_gelu_far_out(kind):
     x = Tensor([-1e30, -100.0, -6.0, 0.0, 6.0, 100.0, 1e30, np.inf, np.nan], ms.float32)

@@ -62,6 +62,8 @@ def _replacement(cell: nn.Cell) -> nn.Cell | None:
         return DropPath(cell)
     if type(cell) is layers.Sigmoid:
         return Sigmoid()
+    if type(cell) is nn.Pad and cell.mode == "CONSTANT":
+        return Pad(cell)
     return None
 
 
@@ -306,3 +308,23 @@ class Sigmoid(layers.Sigmoid):
 
     def bprop(self, x, y, dy):
         return (dy * y * (1.0 - y),)
+
+
+class Pad(nn.Pad):
+    """Zeros beside the operand, by copies: MindSpore's divides twice per axis for every number."""
+
+    def __init__(self, pad: nn.Pad):
+        super().__init__(pad.paddings)
+
+    def construct(self, x):
+        for axis in range(len(self.paddings)):
+            before, after = self.paddings[axis]
+            beside, beyond = x.shape[:axis], x.shape[axis + 1 :]
+            parts = (x,)
+            if before:
+                parts = (ops.zeros((*beside, before, *beyond), x.dtype), *parts)
+            if after:
+                parts = (*parts, ops.zeros((*beside, after, *beyond), x.dtype))
+            if len(parts) > 1:
+                x = ops.concat(parts, axis)
+        return x

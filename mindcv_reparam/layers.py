@@ -118,6 +118,13 @@ class Sigmoid(Float32):
         return ops.sigmoid(x)
 
 
+class Inside(Float32):
+    """Whole numbers, each the nearest of 0 to ``last``, which broadcasts: places within a map."""
+
+    def construct(self, x, last):
+        return ops.minimum(ops.maximum(x, 0.0), last)
+
+
 class LayerScale(Float32):
     """A learned factor per channel on a residual branch (Touvron et al., arXiv 2103.17239, section 2).
 

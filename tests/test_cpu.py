@@ -11,7 +11,7 @@ from networks import NUM_CLASSES, SMALL, difference, random_images, randomise, s
 
 from mindcv_reparam.cpu import library as kernels
 from mindcv_reparam.cpu import use_kernels
-from mindcv_reparam.layers import GroupNorm, LayerScale, Sigmoid, conv2d, gelu
+from mindcv_reparam.layers import GroupNorm, Inside, LayerScale, Sigmoid, conv2d, gelu
 from mindcv_reparam.reparam import reparameterize
 from mindcv_reparam.stochastic import DropPath, seed_masks
 
@@ -107,6 +107,15 @@ def test_padding(paddings):
         assert np.array_equal(found, wanted)
     mirrored = use_kernels(nn.SequentialCell(nn.Pad(paddings, "REFLECT")))
     assert type(mirrored[0]) is nn.Pad
+
+
+def test_places_inside_a_map():
+    x = Tensor(np.random.default_rng(0).integers(-50, 200, (2, 7, 3, 4)).astype(np.float32))
+    x[0, 0, 0] = Tensor([-1e30, 1e30, 16777216.0, -0.0], ms.float32)
+    last = Tensor([[79.0], [39.0], [0.0]], ms.float32)
+    net = use_kernels(nn.CellList([Inside()]))
+    assert type(net[0]) is not Inside
+    assert np.array_equal(net[0](x, last).asnumpy(), Inside()(x, last).asnumpy())
 
 
 @pytest.mark.parametrize("kind", ["exact", "tanh"])

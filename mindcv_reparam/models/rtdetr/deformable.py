@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindcv_reparam.layers import Float32, dense
+from mindcv_reparam.layers import Float32, Inside, dense
 
 Sampling = Literal["gather", "grid_sample"]
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of every level, finest first
@@ -36,6 +36,10 @@ def _half_of(points: int) -> Tensor:
 
 class Corners(Float32):
     """The four pixels around every sampling point, by the row they have in (S · heads, channels), and their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = Inside()
 
     def construct(self, x, y, weights, shapes):
         """``x``, ``y`` in 0 to 1 of the image and ``weights``, all (N, Q, heads, levels, points) → rows int32
@@ -63,7 +67,7 @@ class Corners(Float32):
         places, shares = (), ()
         for step in (0, 1):
             place = ops.stop_gradient(low + step)
-            nearest = ops.minimum(ops.maximum(place, 0.0), size - 1)
+            nearest = self.inside(place, size - 1)
             places += (nearest,)
             shares += ((share if step else 1 - share) * (place == nearest).astype(share.dtype),)
         return places, shares

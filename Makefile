@@ -1,6 +1,7 @@
 # make demo: set up, then train, validate, fuse, export, verify and draw predictions, on an embedded data set;
 #            MODEL=fastvit_t8 or MODEL=riformer_s12 does it with another family, MODEL=rtdetr_riformer_xs with objects
-# make test: set up, then run the tests; make test-all: with the larger sizes of a family and the longest of a kind
+# make test: set up, then run the tests; make test-all: with the larger sizes of a family, the longest of a kind and
+#            the families that teach others
 # make lint: the linter, the formatter, the type check and the documentation's references; make docs: the documentation
 #            with the pages of the API, into site/
 # make compat: the other versions of MindSpore, each in an environment of 2.5 GB under .compat/, beside this one: an hour

@@ -66,6 +66,16 @@ def pynative() -> Iterator[None]:
 
 
 @pytest.fixture
+def by_operator() -> Iterator[None]:
+    """One test like those of such a module: its networks run once."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.fixture
 def graph_mode(pynative: None) -> Iterator[None]:
     """A test of such a module that compiles."""
     import mindspore as ms

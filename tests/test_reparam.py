@@ -162,14 +162,6 @@ def test_the_structure_does_not_depend_on_the_weights(family, level):
     assert shapes[0] == shapes[1]
 
 
-@pytest.fixture
-def by_operator():
-    """Of networks that train once, compiling would take most of the time."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=ms.GRAPH_MODE)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["visformer", "fastvit", pytest.param("riformer", marks=pytest.mark.exhaustive)])
 def test_equal_after_two_training_steps(family, by_operator):

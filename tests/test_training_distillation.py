@@ -228,14 +228,6 @@ class Probe(nn.Cell):
         return logits, observed, self.network.mix_tokens(normed)
 
 
-@pytest.fixture
-def by_operator():
-    """Of networks that run once, compiling would take most of the time."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=ms.GRAPH_MODE)
-
-
 @pytest.mark.usefixtures("by_operator")
 @pytest.mark.parametrize("family", ["riformer", "poolformer"])
 def test_a_network_shows_the_last_block_of_each_stage(family):

@@ -1,4 +1,4 @@
-"""Members of families with few blocks, for tests that start processes: ``MINDCV_REPARAM_FAMILIES`` names this file."""
+"""A Visformer with few blocks, for tests that start processes: ``MINDCV_REPARAM_FAMILIES`` names this file."""
 
 from mindcv_reparam.models.visformer import Visformer
 from mindcv_reparam.registry import register_variants

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from here import families_of
 from processes import ENVIRONMENT
 
 from mindcv_reparam import registry, watch
@@ -88,10 +89,5 @@ def graph_mode(pynative: None) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def few_blocks() -> Iterator[None]:
     """This process knows the models that jobs of processes.py train."""
-    for table in (registry.families, registry.models):
-        table.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(registry.VARIABLE, ENVIRONMENT[registry.VARIABLE])
+    with families_of(ENVIRONMENT[registry.VARIABLE]):
         yield
-    for table in (registry.families, registry.models):
-        table.cache_clear()

@@ -4,13 +4,27 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from mindcv_reparam import registry
 from mindcv_reparam.config import Config, add_settings, configuration
 from mindcv_reparam.errors import Parser
 from mindcv_reparam.runtime import prepare
+
+
+@contextlib.contextmanager
+def families_of(path: str | Path) -> Iterator[None]:
+    """This process knows the families of a file too, as a job does whose environment names it; afterwards no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(registry.VARIABLE, str(path))
+        registry.families.cache_clear()
+        registry.models.cache_clear()
+        yield
+    registry.families.cache_clear()
+    registry.models.cache_clear()
 
 
 def run_here(script: ModuleType, *arguments: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from here import restored, run_here
+from here import families_of, restored, run_here
 from mindspore import nn
 from networks import cells, difference, random_images, randomise
 from safetensors.numpy import load_file, save_file
@@ -21,7 +21,7 @@ from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_chec
 from mindcv_reparam.convert import convert, revert, tables
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.export.graph import Interface, prepare
-from mindcv_reparam.registry import FORMATS, VARIABLE, VARIANTS, families, model_info, models
+from mindcv_reparam.registry import FORMATS, VARIANTS, families, model_info
 from mindcv_reparam.training.optimizer import layer_factors
 from mindcv_reparam.zoo import model_from_checkpoint
 
@@ -52,16 +52,12 @@ MODULE = "mindcv_reparam.models.plain"
 def outside(path):
     """The zoo with the families of a file, found by the environment variable; afterwards as before."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(path))
         for table, names in ((VARIANTS, ("plain_a", "plain_b")), (FORMATS, ("plain",)), (sys.modules, (MODULE,))):
             for name in names:
                 patch.setitem(table, name, None)  # so that what comes to stand there goes again
                 patch.delitem(table, name)
-        families.cache_clear()
-        models.cache_clear()
-        yield
-    families.cache_clear()
-    models.cache_clear()
+        with families_of(path):
+            yield
 
 
 @pytest.fixture(scope="module")

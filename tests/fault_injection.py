@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from processes import ENVIRONMENT, MODEL, mpirun_command
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -36,17 +37,11 @@ from mindcv_reparam import runtime  # noqa: E402
 from mindcv_reparam.files import written_whole  # noqa: E402
 
 JOB = ROOT / "tests" / "fault_job.py"
-MODEL = "visformer_tiny_v2"
 EPOCHS, STEPS, BATCH = 3, 6, 4
 ACCUMULATED = 2  # batches per update
 TIMINGS = {"img_per_s", "data_wait"}  # columns that no two runs share
 DAMAGED = "class1/001.png"
 FULL = 50_000  # bytes that a file may have once the disk is full
-LAUNCHER = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}
 
 
 @dataclass(frozen=True)
@@ -84,10 +79,10 @@ class Job:
             "ckpt_save_dir": self.folder,
         }
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        launcher = [str(Path(sys.executable).with_name("mpirun")), "-n", str(self.ranks)] if self.ranks > 1 else []
+        command = [str(JOB), *words, *arguments]
         return subprocess.Popen(
-            [*launcher, sys.executable, str(JOB), *words, *arguments],
-            env=os.environ | LAUNCHER | environment,
+            mpirun_command(self.ranks, *command) if self.ranks > 1 else [sys.executable, *command],
+            env=os.environ | ENVIRONMENT | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -179,6 +174,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only the faults whose name contains this")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
+    os.environ.update(ENVIRONMENT)  # this process reads the jobs' checkpoints, and has to know their model
     runtime.prepare("CPU")
     print("| ranks | fault | after step | status | files that load | weights | metrics |\n|--|--|--|--|--|--|--|")
     passed = 0

@@ -1,4 +1,4 @@
-"""train.py with a network small enough to be killed often; the arguments are those of train.py.
+"""train.py, whose arguments these are, with a loader that can be hit and spoiled.
 
 Batches come slowly enough to hit a given step. ``FAULT_NAN="images N"`` or ``"labels N"`` in the environment makes all
 images or all labels of the N-th batch (from 0) NaN.
@@ -18,18 +18,12 @@ import train
 from mindcv_reparam import runtime
 from mindcv_reparam.data.loader import Loader
 from mindcv_reparam.errors import run_script
-from mindcv_reparam.registry import register_variants
 
 SECONDS = 0.1  # per batch
-MODEL = "visformer_tiny_v2"
-SMALL = dict(init_channels=8, embed_dim=16, depths=(0, 1, 1, 1), num_heads=(2, 2), qk_scale=-0.5, drop_path_rate=0.3)
 
 
 def main() -> None:
     runtime.prepare("CPU")
-    from mindcv_reparam.models.visformer import Visformer
-
-    register_variants(Visformer, {MODEL: SMALL})
     Loader.epoch = faulty_epoch(Loader.epoch, *os.environ.get("FAULT_NAN", "none -1").split())
     train.main()
 

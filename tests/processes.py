@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,10 +20,15 @@ ENVIRONMENT = {
 # A Visformer with a block per stage, and the digits' recipe with it: a job takes a fifth of visformer_tiny's time.
 MODEL = "visformer_few"
 DIGITS = ("-c", Path(__file__).parents[1] / "configs/visformer/visformer_tiny_digits_cpu.yaml", "--model", MODEL)
+# Open MPI keeps a job's files in a folder named by mpirun's process number. A killed mpirun leaves it, and a later one
+# that gets the number fails: "The PMIx server's listener thread failed to start". So each has a place of its own.
+_SESSIONS = tempfile.TemporaryDirectory(prefix="sessions")
 
 
 def mpirun_command(ranks: int, *command: str | Path) -> list[str]:
-    return [str(_BIN / "mpirun"), "-n", str(ranks), sys.executable, *map(str, command)]
+    place = tempfile.mkdtemp(dir=_SESSIONS.name)
+    launcher = [str(_BIN / "mpirun"), "--prtemca", "prte_tmpdir_base", place, "-n", str(ranks)]
+    return [*launcher, sys.executable, *map(str, command)]
 
 
 def msrun_command(ranks: int, logs: Path, *command: str | Path) -> list[str]:

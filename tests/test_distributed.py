@@ -141,6 +141,13 @@ def test_sums_are_exact_and_equal_on_all_ranks(launcher, token, tmp_path, reques
     assert "DISTRIBUTED" not in output + errors  # MindSpore's chatter about connections
 
 
+def test_what_a_killed_mpirun_left_does_not_stop_one_of_its_number(tmp_path):
+    leave = 'mkdir -p "$TMPDIR/ompi.$$" && touch "$TMPDIR/ompi.$$/pmix.vm.tool.$$" && exec "$@"'
+    job = start(["env", f"TMPDIR={tmp_path}", "bash", "-c", leave, "-", *mpirun_command(1, "-c", "print('ran')")])
+    assert finish(job) == (0, "ran\n", "")
+    assert list(tmp_path.glob("ompi.*/pmix.vm.tool.*"))
+
+
 @pytest.mark.slow
 def test_ranks_with_different_weights_stop_with_one_line(token):
     status, _, errors = finish(start(mpirun_command(2, WORKER, "planted_difference", token)))

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ENVIRONMENT, wait_for_end
+from processes import ENVIRONMENT, MODEL, wait_for_end
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 PAGE = (ROOT / "docs" / "hosts.md").read_text()
 BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"^```shell\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)]
-MODEL = "visformer_tiny_v2"
 OPTIONS = (
     f"--mode 1 --device_target CPU --model {MODEL} --image_resize 32 --num_parallel_workers 1 --dataset imagenet "
     "--data_dir data --batch_size 4"
@@ -71,8 +70,9 @@ def here(line: str, folder: Path) -> str:
         "10.0.0.": "10.77.0.",
         "--worker_num=16 --local_worker_num=8": "--worker_num=2 --local_worker_num=1",
         "RUN/visformer_tiny": f"RUN/{MODEL}",
-        "train.py --config RECIPE.yaml": f"tests/host_job.py train {TRAINING}",
-        "validate.py -c": f"tests/host_job.py validate {OPTIONS} -c",
+        "train.py --config RECIPE.yaml": f"train.py {TRAINING}",
+        "validate.py -c": f"validate.py {OPTIONS} -c",
+        "-x PATH": "-x PATH -x MINDCV_REPARAM_FAMILIES",
         "RUN": f"{folder}/run",
         "--data_dir data": f"--data_dir {folder}/data",
         "=logs": f"={folder}/logs",

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from alone import Alone
+from processes import ENVIRONMENT, mpirun_command
 
 STEPS, BATCH, CLASSES = 6, 8, 5
 
@@ -83,13 +84,9 @@ def train(ranks, accumulation_steps: int) -> dict[str, np.ndarray]:
 
 
 def launch(output: Path) -> dict[str, np.ndarray]:
-    program = [sys.executable, __file__, str(output)]
-    mpirun = Path(sys.executable).with_name("mpirun")
-    command = [str(mpirun), "--allow-run-as-root", "--oversubscribe", "-n", "2", *program]
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     result = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        mpirun_command(2, __file__, output),
+        env=os.environ | ENVIRONMENT,
         cwd=output.parent,
         capture_output=True,
         text=True,

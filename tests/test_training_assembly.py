@@ -146,9 +146,12 @@ ROWS = {
     "mean": ((1.0, 2.0, 3.0), {}, lambda b: b.transform.normalize.mean, (1.0, 2.0, 3.0)),
     "normalize_on_device": (
         True,
-        {"val_while_train": True, "mean": (0.0, 0.0, 0.0), "std": (2.0, 2.0, 2.0)},
-        lambda b: (b.batches.image_type, b.data.val.batches.image_type, b.step.normalize.table[-1].item()),
-        (np.uint8, np.uint8, 127.5),
+        {"val_while_train": True, "mean": (0.0, 0.0, 0.0), "std": (2.0, 2.0, 2.0), "re_prob": 0.1, "cutmix": 1.0},
+        lambda b: (
+            *(b.batches.image_type, b.data.val.batches.image_type, b.batches.in_graph),
+            *(b.step.normalize.table[-1].item(), b.step.objective.augmentation.mixing.blends),
+        ),
+        (np.uint8, np.uint8, True, 127.5, False),
     ),
     "std": ((4.0, 5.0, 6.0), {}, lambda b: b.transform.normalize.std, (4.0, 5.0, 6.0)),
     "crop_pct": (0.75, {"val_while_train": True}, lambda b: b.data.val.batches.views.transform.crop_pct, 0.75),

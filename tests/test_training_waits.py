@@ -16,6 +16,7 @@ from graphs import anf_ir_pb2, graphs_of
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindcv_reparam.private import values
+from mindcv_reparam.tasks.classification.device import Augmentation, Erasing, Mixing
 from mindcv_reparam.tasks.classification.distillation import Distillation, DistillationLoss, freeze
 from mindcv_reparam.tasks.classification.imitation import Imitation
 from mindcv_reparam.tasks.classification.losses import create_loss
@@ -261,6 +262,17 @@ def test_a_skipped_update_changes_no_bit_and_neither_does_the_possibility(optimi
     assert (found[0].pop("skipped_updates"), found[1].pop("skipped_updates")) == (0, 1)
     for name, value in found[0].items():
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+
+
+def test_no_graph_of_a_step_branches_that_erases_and_mixes_by_what_the_batch_brings():
+    boxes, keys, mix = [[0, 2, 1, 3], [0, 0, 0, 0]], [5, 0], [0.25, 0, 0, 0, 0]
+    drawn = (Tensor(boxes, ms.int32), Tensor(keys, ms.int32), Tensor(mix, ms.float32))
+    augmentation = Augmentation(Erasing((3, 4, 4), noisy=True), Mixing((4, 4), blends=True, swaps=True))
+    step = step_of(classifying(Student(), augmentation=augmentation), {})
+    images, labels = map(Tensor, images_and_labels())
+    *_, told = step(images, ms.mutable((labels, *drawn)), Tensor(0.1, ms.float32))
+    assert np.isfinite(told.asnumpy()).all()
+    assert switches(step) == 0
 
 
 def test_no_graph_of_a_detectors_step_branches():

@@ -133,7 +133,7 @@ class Config:
         "TVP", (0.229 * 255, 0.224 * 255, 0.225 * 255), "channel deviations of 0-255 data", above=0, inherited="model"
     )
     normalize_on_device: bool = _augmentation(
-        "TV", False, "send bytes to the device, a quarter of the numbers, which the graph normalises to the same bits"
+        "TV", False, "send bytes to the device, a quarter; the graph normalises, erases and mixes them to the same bits"
     )
     crop_pct: float = _augmentation(
         "TVP", 0.875, "part of the image's side that validation keeps", above=0, at_most=1, inherited="model"

@@ -15,6 +15,7 @@ from PIL import Image
 from mindcv_reparam.config import Config
 from mindcv_reparam.data.auto_augment import Policy, Style, brightness, color, contrast, parse_auto_augment
 from mindcv_reparam.data.decoder import check_size
+from mindcv_reparam.data.erasing import Erased, RandomErasing
 from mindcv_reparam.data.picture import Picture
 
 RESAMPLINGS = {
@@ -124,57 +125,9 @@ class ColorJitter:
 
 
 @dataclass(frozen=True)
-class RandomErasing:
-    """Erases one rectangle of a normalised image (arXiv 1708.04896, timm's RandomErasing).
-
-    Args:
-        probability: of erasing.
-        scale: area of the rectangle as a fraction of the image, uniform.
-        ratio: height / width of the rectangle, log-uniform.
-        mode: "const" fills with ``value`` (in normalised units, 0 is the mean colour), "rand" with one normal colour,
-            "pixel" with normal noise.
-        attempts: draws of a rectangle before giving up because none fits.
-    """
-
-    probability: float
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    mode: str = "const"
-    value: float | tuple[float, ...] = 0.0
-    attempts: int = 10
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Erase in ``image`` (C, H, W) in place."""
-        box = self.draw(image.shape[1], image.shape[2], rng) if rng.random() < self.probability else None
-        if box is not None:
-            top, left, height, width = box
-            image[:, top : top + height, left : left + width] = self._fill((image.shape[0], height, width), rng)
-        return image
-
-    def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-        """Top, left, height, width of the rectangle; None when no draw fitted."""
-        log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(self.attempts):
-            area = rng.uniform(*self.scale) * height * width
-            aspect = math.exp(rng.uniform(*log_ratio))
-            box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if box_height < height and box_width < width:
-                top = rng.integers(height - box_height, endpoint=True)
-                left = rng.integers(width - box_width, endpoint=True)
-                return int(top), int(left), box_height, box_width
-        return None
-
-    def _fill(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-        if self.mode == "pixel":
-            return rng.standard_normal(shape, dtype=np.float32)
-        if self.mode == "rand":
-            return rng.standard_normal((shape[0], 1, 1), dtype=np.float32)
-        return np.asarray(self.value, dtype=np.float32).reshape(-1, 1, 1)
-
-
-@dataclass(frozen=True)
 class TrainTransform:
-    """Crop, flips, auto-augment or colour jitter, normalise, erase; without erasing, pixels may stay bytes."""
+    """Crop, flips, auto-augment or colour jitter, normalise, erase; where pixels stay bytes, the device does the last
+    two."""
 
     crop: RandomResizedCrop
     hflip: float
@@ -185,8 +138,9 @@ class TrainTransform:
     normalize: Normalize | Bytes
     erasing: RandomErasing | None
 
-    def __call__(self, pixels: np.ndarray, rng: np.random.Generator, output: np.ndarray) -> None:
-        """Fill ``output`` (3, *crop.size), of ``normalize.dtype``, from ``pixels`` uint8 (H, W, 3)."""
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator, output: np.ndarray) -> Erased | None:
+        """Fill ``output`` (3, *crop.size), of ``normalize.dtype``, from ``pixels`` uint8 (H, W, 3); returns what is
+        left to the device to erase."""
         height, width = pixels.shape[:2]
         box = self.crop.draw(height, width, rng)
         flips = rng.random() < self.hflip, rng.random() < self.vflip
@@ -196,8 +150,12 @@ class TrainTransform:
         if self.jitter is not None:
             picture = self.jitter(picture, rng)
         self.normalize.fill(output, picture)
-        if self.erasing is not None:
-            self.erasing(output, rng)
+        if self.erasing is None:
+            return None
+        if isinstance(self.normalize, Bytes):
+            return self.erasing.choose(output.shape, rng)
+        self.erasing(output, rng)
+        return None
 
 
 @dataclass(frozen=True)

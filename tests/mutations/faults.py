@@ -99,6 +99,44 @@ ROOMS = (
         },
     ),
     Room(
+        "mindcv_reparam/tasks/classification/device.py",
+        "tests/test_training_bytes.py -m 'not slow'",
+        {
+            "mixed before erased": (
+                "        if self.erasing is not None:\n"
+                "            images = self.erasing(images, targets[1], targets[2])\n"
+                "        if self.mixing is not None:\n"
+                "            images = self.mixing(images, targets[self.place_of_mix])\n",
+                "        if self.mixing is not None:\n"
+                "            images = self.mixing(images, targets[self.place_of_mix])\n"
+                "        if self.erasing is not None:\n"
+                "            images = self.erasing(images, targets[1], targets[2])\n",
+            ),
+            "share lost": ("(others - images) * mix[0]", "(others - images) * 0.5"),
+            "blended by another formula": (
+                "images + (others - images) * mix[0]",
+                "images * (1.0 - mix[0]) + others * mix[0]",
+            ),
+            "swap lost": ("others, mixed)", "mixed, mixed)"),
+            "box a column wider": ("self.columns < right", "self.columns <= right"),
+            "one noise for all images": ("keys.reshape(-1, 1, 1, 1)", "keys[:1].reshape(-1, 1, 1, 1)"),
+            "sign of shifted bits kept": ("2 ** (32 - by) - 1", "2**32 - 1"),
+        },
+    ),
+    Room(
+        "mindcv_reparam/data/erasing.py",
+        "tests/test_data_transforms.py -k 'noise or erasing'",
+        {
+            "noise: a round left out": ("    bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(MIX1)\n", ""),
+            "noise: key lost": ("places ^ key.astype(np.uint32)", "places ^ np.uint32(0)"),
+            "noise: another deviation": ("[NormalDist().inv_cdf(", "[NormalDist(0, 1.1).inv_cdf("),
+            "noise: one row for all": (
+                "np.arange(math.prod(shape), dtype=np.uint32)",
+                "np.arange(math.prod(shape), dtype=np.uint32) % np.uint32(shape[-1])",
+            ),
+        },
+    ),
+    Room(
         "mindcv_reparam/training/statistics.py",
         "tests/test_tree.py -k 'synchronised and not slow'",
         {

@@ -13,6 +13,37 @@ def soft_labels(labels: np.ndarray, num_classes: int, smoothing: float) -> np.nd
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How one batch is mixed with itself in reverse order.
+
+    Args:
+        share: of the reversed images, 0 for none.
+        box: top, bottom, left, right of what the images swap, empty for nothing.
+        label_share: of the reversed labels.
+    """
+
+    share: np.float32
+    box: tuple[int, int, int, int]
+    label_share: np.float32
+
+    def apply(self, images: np.ndarray) -> None:
+        """Mix ``images`` (N, C, H, W) in place; bytes can only swap."""
+        top, bottom, left, right = self.box
+        _swap(images[:, :, top:bottom, left:right])
+        if self.share != 0.0:
+            _blend(images, self.share)
+
+    def apply_to_labels(self, targets: np.ndarray) -> None:
+        """Mix ``targets`` float32 (N, K) in place."""
+        if self.label_share != 0.0:
+            _blend(targets, self.label_share)
+
+    def array(self) -> np.ndarray:
+        """Of the images, as a graph takes it: float32 (5,), the share and the box."""
+        return np.array([self.share, *self.box], np.float32)
+
+
+@dataclass(frozen=True)
 class BatchMix:
     """Mixes a batch with itself in reverse order, by mixup or by cutmix.
 
@@ -30,22 +61,29 @@ class BatchMix:
     probability: float = 1.0
     switch_probability: float = 0.5
 
+    @property
+    def active(self) -> bool:
+        return self.mixup_alpha > 0.0 or self.cutmix_alpha > 0.0
+
     def __call__(self, images: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> None:
         """Mix ``images`` float32 (N, C, H, W) and ``targets`` float32 (N, K) in place."""
+        mix = self.choose(images.shape[2], images.shape[3], rng)
+        mix.apply(images)
+        mix.apply_to_labels(targets)
+
+    def choose(self, height: int, width: int, rng: np.random.Generator) -> Mix:
+        """How a batch of images of ``height`` × ``width`` is mixed."""
         lam, use_cutmix = self.draw(rng)
-        if lam == 1.0:
-            return
-        if use_cutmix:
-            top, bottom, left, right = cutmix_box(images.shape[2], images.shape[3], lam, rng)
-            lam = 1.0 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-            _swap(images[:, :, top:bottom, left:right])
-        else:
-            _blend(images, lam)
-        _blend(targets, lam)
+        box = (0, 0, 0, 0)
+        if use_cutmix and lam != 1.0:
+            box = top, bottom, left, right = cutmix_box(height, width, lam, rng)
+            lam = 1.0 - (bottom - top) * (right - left) / (height * width)
+        share = np.float32(1.0) - np.float32(lam)
+        return Mix(np.float32(0.0) if use_cutmix else share, box, share)
 
     def draw(self, rng: np.random.Generator) -> tuple[float, bool]:
         """λ and whether it is for cutmix; λ = 1 leaves the batch as it is."""
-        if not (self.mixup_alpha > 0.0 or self.cutmix_alpha > 0.0) or rng.random() >= self.probability:
+        if not self.active or rng.random() >= self.probability:
             return 1.0, False
         use_cutmix = self.cutmix_alpha > 0.0
         if use_cutmix and self.mixup_alpha > 0.0:
@@ -71,9 +109,8 @@ def _swap(batch: np.ndarray) -> None:
         batch[-1 - i] = held
 
 
-def _blend(batch: np.ndarray, lam: float) -> None:
-    """batch ← λ·batch + (1−λ)·reversed batch, pair by pair to stay in the cache."""
-    share = np.float32(1.0) - np.float32(lam)  # of the reversed batch
+def _blend(batch: np.ndarray, share: np.float32) -> None:
+    """batch ← (1 − share)·batch + share·reversed batch, pair by pair to stay in the cache."""
     for i in range(len(batch) // 2):
         first, last = batch[i], batch[-1 - i]
         difference = (first - last) * share

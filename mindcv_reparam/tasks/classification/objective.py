@@ -6,6 +6,7 @@ from typing import Protocol
 import mindspore as ms
 from mindspore import Tensor, nn
 
+from mindcv_reparam.tasks.classification.device import Augmentation
 from mindcv_reparam.tasks.classification.distillation import Distillation
 from mindcv_reparam.tasks.classification.imitation import Imitation
 from mindcv_reparam.tasks.objective import Objective
@@ -26,6 +27,7 @@ class ClassificationObjective(Objective):
         distillation: takes the loss's place; where its teacher runs before the step, labels are a pair.
         imitation: is added; the network must be an `ObservableNetwork`.
         teacher: images → logits, a graph that cannot be part of the step; its answers go with the labels.
+        augmentation: of the images, for batches that leave it to the graph; what it needs goes with the labels.
     """
 
     def __init__(
@@ -35,15 +37,19 @@ class ClassificationObjective(Objective):
         distillation: Distillation | None = None,
         imitation: Imitation | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(network)
         self.loss = loss
         self.distillation = distillation
         self.imitation = imitation
         self.teacher = teacher
+        self.augmentation = augmentation
         self.variant = int(imitation is not None and imitation.active)
 
-    def construct(self, images: Tensor, labels: Tensor) -> tuple[Tensor]:
+    def construct(self, images: Tensor, labels: Tensor | tuple[Tensor, ...]) -> tuple[Tensor]:
+        if self.augmentation is not None:
+            images, labels = self.augmentation(images, labels)
         if self.imitation is None:
             return (self.classification(images, self.network(images), labels),)
         logits, observed = self.network.forward_observed(images)

@@ -43,8 +43,11 @@ class Classification:
     def check(self, config: Config) -> None:
         if config.auto_augment:
             parse_auto_augment(config.auto_augment)
-        if config.normalize_on_device:
-            _check_bytes(config)
+        if config.normalize_on_device and config.teacher.endswith(".mindir"):
+            raise UserError(
+                "normalize_on_device sends bytes, and a .mindir teacher works on normalised images in front of the "
+                "step: leave out one of the two"
+            )
         if config.teacher_ckpt:
             model_info(config.teacher)
         if config.imitation_ckpt and model_info(config.required_model()).imitates is None:
@@ -72,6 +75,7 @@ class Classification:
     def objective(
         self, config: Config, network: nn.Cell, classes: Sequence[str], level: str, size: int
     ) -> ClassificationObjective:
+        from mindcv_reparam.tasks.classification.device import augmentation
         from mindcv_reparam.tasks.classification.losses import create_loss
         from mindcv_reparam.tasks.classification.objective import ClassificationObjective
         from mindcv_reparam.tasks.classification.teachers import create_distillation, create_imitation
@@ -79,7 +83,7 @@ class Classification:
         loss = create_loss(config.loss, reduction=config.reduction)  # labels come smoothed
         distillation, teacher = create_distillation(config, loss, classes, config.num_classes or len(classes), level)
         imitation = create_imitation(config, network, level)
-        return ClassificationObjective(network, loss, distillation, imitation, teacher)
+        return ClassificationObjective(network, loss, distillation, imitation, teacher, augmentation(config))
 
     def evaluator(self, source: ImageSource) -> AccuracyEvaluator:
         return AccuracyEvaluator()
@@ -98,14 +102,3 @@ class Classification:
 
     def comparison(self, kind: str, source: ImageSource) -> Top1Comparison:
         return Top1Comparison(kind, source)
-
-
-def _check_bytes(config: Config) -> None:
-    """Raise UserError where something needs normalised images before the step."""
-    exported = config.teacher.endswith(".mindir")
-    for name, used in (("mixup", config.mixup), ("re_prob", config.re_prob), ("a .mindir teacher", exported)):
-        if used:
-            raise UserError(
-                f"normalize_on_device sends bytes, and {name} works on normalised images in front of the step: leave "
-                "out one of the two"
-            )

@@ -14,6 +14,7 @@ from mindspore.common.initializer import Uniform, initializer
 
 from mindcv_reparam import fusion
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.operations import Softmax
 from mindcv_reparam.private import Float32
 from mindcv_reparam.reparam import Reparameterizable, float64_parameter, replace_children
 from mindcv_reparam.runtime import limit_onednn
@@ -109,20 +110,6 @@ class GlobalAvgPool(nn.Cell):
 
     def construct(self, x):
         return x.mean((2, 3))
-
-
-class Sigmoid(Float32):
-    """In float32 in any precision, for what is multiplied by the width of a map."""
-
-    def construct(self, x):
-        return ops.sigmoid(x)
-
-
-class Inside(Float32):
-    """Whole numbers, each the nearest of 0 to ``last``, which broadcasts: places within a map."""
-
-    def construct(self, x, last):
-        return ops.minimum(ops.maximum(x, 0.0), last)
 
 
 class LayerScale(Float32):
@@ -228,7 +215,7 @@ class Attention(Reparameterizable, nn.Cell):
         # Channels first throughout: qᵀk and v·attnᵀ are batched products on transposed operands, without a transpose.
         self.scores = ops.BatchMatMul(transpose_a=True)
         self.gather = ops.BatchMatMul(transpose_b=True)
-        self.softmax = nn.Softmax(axis=-1)
+        self.softmax = Softmax()
 
     def construct(self, x):
         _, channels, height, width = x.shape

@@ -13,14 +13,19 @@
 DECLARE(convolution);
 DECLARE(convolution_input_grad);
 DECLARE(convolution_weight_grad);
+DECLARE(all_finite);
 DECLARE(gelu_exact);
 DECLARE(gelu_exact_grad);
 DECLARE(gelu_tanh);
 DECLARE(gelu_tanh_grad);
 DECLARE(group_norm);
 DECLARE(group_norm_grad);
+DECLARE(layer_norm);
+DECLARE(layer_norm_grad);
 DECLARE(scale);
 DECLARE(scale_grad);
+DECLARE(softmax);
+DECLARE(softmax_grad);
 DECLARE(depthwise_3_1);
 DECLARE(depthwise_3_1_grad);
 DECLARE(depthwise_3_2);
@@ -129,6 +134,16 @@ int main() {
     T x(shape), dy(shape), y(shape);
     for (Op op : {gelu_exact, gelu_tanh}) Expect(!Call(op, {&x, &y}), "gelu");
     for (Op op : {gelu_exact_grad, gelu_tanh_grad}) Expect(!Call(op, {&x, &dy, &y}), "gelu grad");
+    T last({shape.back()}), dscale(last.shape), dshift(last.shape), epsilon({1}), well({1});
+    epsilon.data[0] = 1e-5f;
+    Expect(!Call(layer_norm, {&x, &last, &last, &epsilon, &y}), "ln");
+    Expect(!Call(layer_norm_grad, {&x, &last, &dy, &epsilon, &y, &dscale, &dshift}), "ln grad");
+    Expect(!Call(softmax, {&x, &y}), "softmax");
+    Expect(!Call(softmax_grad, {&y, &dy, &x}), "softmax grad");
+    Expect(!Call(all_finite, {&x, &well}) && well.data[0] == 1, "finite");
+    x.data.back() = -INFINITY;
+    Expect(!Call(all_finite, {&x, &well}) && well.data[0] == 0, "not finite");
+    x.data.back() = 1;
     if (shape.size() != 4) continue;
     T gamma({shape[1]}), beta({shape[1]}), eps({1}), dgamma({shape[1]}), dbeta({shape[1]}), f({shape[1], 1, 1}),
         df({shape[1], 1, 1}), g({shape[0], 1, 1, 1}), dg({shape[0], 1, 1, 1});

@@ -11,7 +11,18 @@ from networks import NUM_CLASSES, SMALL, difference, random_images, randomise, s
 
 from mindcv_reparam.cpu import library as kernels
 from mindcv_reparam.cpu import use_kernels
-from mindcv_reparam.layers import GroupNorm, Inside, LayerScale, Sigmoid, conv2d, gelu
+from mindcv_reparam.layers import GroupNorm, LayerScale, conv2d, gelu
+from mindcv_reparam.operations import (
+    AllFinite,
+    Apart,
+    Float32Softmax,
+    Inside,
+    LayerNorm,
+    Sigmoid,
+    Softmax,
+    Together,
+    Upsample,
+)
 from mindcv_reparam.reparam import reparameterize
 from mindcv_reparam.stochastic import DropPath, seed_masks
 
@@ -118,6 +129,102 @@ def test_places_inside_a_map():
     assert np.array_equal(net[0](x, last).asnumpy(), Inside()(x, last).asnumpy())
 
 
+class Parts(nn.Cell):
+    """One tensor of what `Apart` gives, in which every part counts otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.apart = Apart()
+
+    def construct(self, x):
+        first, second, third = self.apart(x)
+        return first + 2 * second + 4 * third
+
+
+class Whole(nn.Cell):
+    """`Together` of a tensor and others that follow from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.together = Together()
+
+    def construct(self, x):
+        return self.together((x, 2 * x, 4 * x))
+
+
+class Doubled(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.upsample = Upsample()
+
+    def construct(self, x):
+        return self.upsample(x, 2 * x.shape[2], 2 * x.shape[3])
+
+
+class Enlarged(Doubled):
+    def construct(self, x):
+        return self.upsample(x, 11, 12)
+
+
+@pytest.mark.parametrize("make", [Parts, Whole, Doubled, Enlarged])
+def test_what_other_operators_compute_is_the_same(make):
+    """To the bit, powers of two times whole numbers; the gradient of a pixel is a sum of four."""
+    plain, fast = nn.SequentialCell(make()), use_kernels(nn.SequentialCell(make()))
+    (name, _), (_, cell) = plain[0].name_cells().popitem(), fast[0].name_cells().popitem()
+    assert type(cell) is not type(plain[0].name_cells()[name])
+    x = random_images((5, 3))
+    (y, gradient), (expected, slope) = results(fast, x), results(plain, x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(gradient, slope, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 40), (2, 5, 3), (2, 3, 5, 33)])
+def test_layer_norm(shape):
+    assert_same(lambda: LayerNorm(shape[-1], 1e-3), shape)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 1), (2, 3, 5, 49)])
+def test_softmax(shape):
+    assert_same(Softmax, shape)
+
+
+def test_softmax_of_what_is_masked_infinite_or_no_number():
+    rows = [[0.0, -65504.0, 1.0], [-65504.0] * 3, [3e38, -3e38, 3e38], [0.0, -np.inf, 0.0], [0.0, np.nan, 1.0]]
+    y = use_kernels(nn.SequentialCell(Float32Softmax()))(Tensor(rows, ms.float32)).asnumpy()
+    np.testing.assert_allclose(y[0], [1 / (1 + np.e), 0.0, np.e / (1 + np.e)], rtol=2e-7)
+    assert y[0, 1] == y[2, 1] == y[3, 1] == 0.0
+    np.testing.assert_allclose(y[1:4], [[1 / 3] * 3, [0.5, 0.0, 0.5], [0.5, 0.0, 0.5]], rtol=2e-7)
+    assert np.isnan(y[4]).all()
+
+
+def test_the_gradient_of_a_layer_norm_of_many_rows():
+    """Summed in double, so within float32's own rounding of the sums in float64."""
+    x = np.random.default_rng(0).normal(3.0, 0.5, (40000, 3)).astype(np.float32)
+    _, _, gamma, beta = results(use_kernels(nn.SequentialCell(LayerNorm(3))), Tensor(x))
+    centred = x - x.mean(1, keepdims=True, dtype=np.float64)
+    normalised = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+    weight = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    np.testing.assert_allclose(gamma, (weight * normalised).sum(0), rtol=2e-6, atol=2e-4)
+    np.testing.assert_allclose(beta, weight.sum(0, dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [None, np.inf, -np.inf, np.nan])
+def test_all_finite(broken):
+    """Also what the sum of is infinite, and of no dimension or another type."""
+    large = np.full((3, 70), 3e38, np.float32)
+    tensors = [large, np.zeros((), np.float32), np.ones(5, np.float16), -large[:, :1]]
+    if broken is not None:
+        tensors[0][2, 69] = broken
+    cell = use_kernels(nn.CellList([AllFinite()]))[0]
+    assert type(cell) is not AllFinite
+    verdict = cell(tuple(map(Tensor, tensors)))
+    assert (verdict.shape, bool(verdict)) == ((), broken is None)
+    for index in range(1, 4):
+        spoiled = [np.ones_like(one) for one in tensors]
+        spoiled[index][...] = np.nan
+        assert not cell(tuple(map(Tensor, spoiled)))
+
+
 @pytest.mark.parametrize("kind", ["exact", "tanh"])
 def test_gelu_far_out(kind):
     x = Tensor([-1e30, -100.0, -6.0, 0.0, 6.0, 100.0, 1e30, np.inf, np.nan], ms.float32)
@@ -162,6 +269,8 @@ OPERANDS = {
     "gelu": (lambda: gelu("exact"), [(), (0, 5)]),
     "gelu by tanh": (lambda: gelu("tanh"), [(), (0, 5)]),
     "group norm": (lambda: GroupNorm(6), [(2, 5, 4, 4), (2, 12, 4, 4), (2, 6), (0, 6, 4, 4)]),
+    "softmax": (Softmax, [(), (0, 6)]),
+    "layer norm": (lambda: LayerNorm(6), [(2, 5), (), (0, 6)]),
     "layer scale": (lambda: LayerScale((5, 1, 1), 0.5), [(2, 4, 3, 3), (2, 1, 3, 3), (5,), (0, 5, 3, 3)]),
     "stochastic depth": (lambda: DropPath(0.4).set_train(), [(6, 4), (0, 3, 4, 4)]),
 }

@@ -17,7 +17,7 @@ BASE = {
     *("suggestions", "packages", "errors", "kinds", "files", "settings", "untrusted"),
     *("archives", "fonts", "labels", "plain_paths", "tensors"),
 }
-CELLS = BASE | {"private", "fusion", "tree", "reparam", "stochastic", "layers"}
+CELLS = BASE | {"private", "fusion", "tree", "reparam", "stochastic", "layers", "operations"}
 WEIGHTS = BASE | {"reparam", "registry", "checkpoint_info", "network", "checkpoint", "zoo"}
 ALLOWED = {
     "__init__": {"reparam", "checkpoint", "registry", "run", "zoo"},  # the public names, loaded on first use
@@ -51,7 +51,8 @@ ALLOWED = {
     "tree": {"private"},
     "reparam": BASE | {"fusion", "tree"},
     "stochastic": BASE | {"reparam"},
-    "layers": BASE | {"private", "fusion", "reparam", "runtime", "stochastic"},
+    "operations": {"private"},
+    "layers": BASE | {"operations", "private", "fusion", "reparam", "runtime", "stochastic"},
     "formats": {"errors"},
     "registry": BASE | {"formats"},
     "models": CELLS | {"formats", "registry", "features"},
@@ -75,7 +76,7 @@ ALLOWED = {
     "tasks": WEIGHTS | {"zoo", "features", "config", "data", "watch", "distributed", "precision", "report"},
     "training": WEIGHTS
     | {"tree", "zoo", "features", "config", "cpu", "data", "watch", "distributed", "precision", "stochastic", "tasks"}
-    | {"votes", "meeting"},
+    | {"operations", "votes", "meeting"},
 }
 WIRING = {"__main__", "commands"}
 WITHOUT_MINDSPORE = [

@@ -11,9 +11,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindcv_reparam import layers, stochastic, tree
+from mindcv_reparam import layers, operations, private, stochastic, tree
+from mindcv_reparam.cpu import by_operators
 from mindcv_reparam.cpu.library import library, lift_onednn_limit
-from mindcv_reparam.private import CompiledOperator
 from mindcv_reparam.runtime import limit_onednn
 
 MAP, ANY_RANK = (4,), tuple(range(1, 9))  # ranks of operands
@@ -25,6 +25,7 @@ KERNEL_SIZES, STRIDES = (3, 5, 7), (1, 2)  # of the depthwise convolutions that 
 
 
 _log = logging.getLogger(__name__)
+_finite = ops.MultitypeFuncGraph("finite")
 
 
 def use_kernels(net: nn.Cell, alone: bool = False) -> nn.Cell:
@@ -50,22 +51,13 @@ def _has_other_convolutions(net: nn.Cell) -> bool:
 
 
 def _replacement(cell: nn.Cell) -> nn.Cell | None:
-    if type(cell) is nn.GELU:
-        return Gelu(cell)
-    if type(cell) is nn.Conv2d:
-        return Conv2d(cell)
-    if type(cell) is layers.GroupNorm:
-        return GroupNorm(cell)
-    if type(cell) is layers.LayerScale:
-        return LayerScale(cell)
-    if type(cell) is stochastic.DropPath:
-        return DropPath(cell)
-    if type(cell) is layers.Sigmoid:
-        return Sigmoid()
-    if type(cell) is layers.Inside:
-        return Inside()
-    if type(cell) is nn.Pad and cell.mode == "CONSTANT":
-        return Pad(cell)
+    kind = type(cell)
+    if kind in _WITH_STATE:
+        return _WITH_STATE[kind](cell)
+    if kind in _WITHOUT:
+        return _WITHOUT[kind]()
+    if kind is nn.Pad and cell.mode == "CONSTANT":
+        return by_operators.Pad(cell)
     return None
 
 
@@ -95,7 +87,7 @@ def _takes(
     return channels is None or (shape[-3] == channels and shape[-2] >= height and shape[-1] >= width)
 
 
-class _Kernel(CompiledOperator):
+class _Kernel(private.CompiledOperator):
     """A kernel as an operator; ``shapes`` gives the outputs' shapes from the inputs', by default the types too."""
 
     def __init__(self, name: str, shapes: Callable, types: Callable | None = None):
@@ -232,11 +224,11 @@ class Conv2d(nn.Conv2d):
 
 
 class _Normalise(nn.Cell):
-    def __init__(self, eps: float):
+    def __init__(self, name: str, eps: float):
         super().__init__()
         self.eps = Tensor([eps], ms.float32)
-        self.forward = _Kernel("group_norm", lambda x, gamma, beta, eps: x)
-        self.backward = _Kernel("group_norm_grad", lambda x, gamma, dy, eps: (x, gamma, gamma))
+        self.forward = _Kernel(name, lambda x, gamma, beta, eps: x)
+        self.backward = _Kernel(f"{name}_grad", lambda x, gamma, dy, eps: (x, gamma, gamma))
 
     def construct(self, x, gamma, beta):
         return self.forward(x, gamma, beta, self.eps)
@@ -251,13 +243,51 @@ class GroupNorm(layers.GroupNorm):
         self.gamma, self.beta = norm.gamma, norm.beta
         self.ones = Tensor(np.ones(norm.channels), ms.float32)
         self.zeros = Tensor(np.zeros(norm.channels), ms.float32)
-        self.normalise = _Normalise(norm.eps)
+        self.normalise = _Normalise("group_norm", norm.eps)
 
     def construct(self, x):
         if not _takes(x.dtype, x.shape, MAP, self.channels):
             return super().construct(x)
         gamma = self.ones if self.gamma is None else self.gamma
         return self.normalise(x, gamma, self.zeros if self.beta is None else self.beta)
+
+
+class _Softmax(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.forward = _Kernel("softmax", lambda x: x)
+        self.backward = _Kernel("softmax_grad", lambda y, dy: y)
+
+    def construct(self, x):
+        return self.forward(x)
+
+    def bprop(self, x, y, dy):
+        return (self.backward(y, dy),)
+
+
+class Softmax(operations.Softmax):
+    def __init__(self):
+        super().__init__()
+        self.kernel = _Softmax()
+
+    def construct(self, x):
+        return self.kernel(x) if _takes(x.dtype, x.shape, ANY_RANK) else super().construct(x)
+
+
+class Float32Softmax(private.Float32, Softmax):
+    """The same in float32 in any precision."""
+
+
+class LayerNorm(operations.LayerNorm):
+    def __init__(self, norm: operations.LayerNorm):
+        super().__init__(norm.gamma.size, norm.epsilon)
+        self.gamma, self.beta = norm.gamma, norm.beta
+        self.normalise = _Normalise("layer_norm", norm.epsilon)
+
+    def construct(self, x):
+        if not _takes(x.dtype, x.shape, ANY_RANK) or x.shape[-1] != self.gamma.size:
+            return super().construct(x)
+        return self.normalise(x, self.gamma, self.beta)
 
 
 class _Scale(nn.Cell):
@@ -301,39 +331,33 @@ class DropPath(stochastic.DropPath):
         return self.product(x, self.factors(x))
 
 
-class Sigmoid(layers.Sigmoid):
-    """Within 1.1e-7, where MindSpore's own, by an exponential that is off by 4e-6, is off by 6e-7: through sampling
-    points that are so much beside their pixels, a detector's logits at 640 by 9e-6 instead of 2e-6. Needs no kernel."""
-
-    def construct(self, x):
-        return 1.0 / (2.0 + ops.expm1(-x))
-
-    def bprop(self, x, y, dy):
-        return (dy * y * (1.0 - y),)
+@_finite.register("Function", "Tensor")
+def _is_finite(kernel, x):
+    return kernel(x) if _takes(x.dtype, x.shape, ANY_RANK) else ops.cast(ops.isfinite(x).all(), ms.float32).reshape(1)
 
 
-class Inside(layers.Inside):
-    """By differences, exact for whole numbers: MindSpore's minimum divides ten times per number where it broadcasts."""
+class AllFinite(operations.AllFinite):
+    def __init__(self):
+        super().__init__()
+        self.finite = _Kernel("all_finite", lambda x: [1], lambda x: x)
+        self.map = ops.HyperMap()
+        self.add_n = ops.AddN()
 
-    def construct(self, x, last):
-        return last - ops.relu(last - ops.relu(x))
+    def construct(self, tensors):
+        return self.add_n(self.map(ops.partial(_finite, self.finite), tensors)).reshape(()) == len(tensors)
 
 
-class Pad(nn.Pad):
-    """Zeros beside the operand, by copies: MindSpore's divides twice per axis for every number."""
-
-    def __init__(self, pad: nn.Pad):
-        super().__init__(pad.paddings)
-
-    def construct(self, x):
-        for axis in range(len(self.paddings)):
-            before, after = self.paddings[axis]
-            beside, beyond = x.shape[:axis], x.shape[axis + 1 :]
-            parts = (x,)
-            if before:
-                parts = (ops.zeros((*beside, before, *beyond), x.dtype), *parts)
-            if after:
-                parts = (*parts, ops.zeros((*beside, after, *beyond), x.dtype))
-            if len(parts) > 1:
-                x = ops.concat(parts, axis)
-        return x
+_WITH_STATE: dict[type[nn.Cell], Callable[[nn.Cell], nn.Cell]] = {
+    nn.GELU: Gelu,
+    nn.Conv2d: Conv2d,
+    layers.GroupNorm: GroupNorm,
+    layers.LayerScale: LayerScale,
+    operations.LayerNorm: LayerNorm,
+    stochastic.DropPath: DropPath,
+}
+_WITHOUT: dict[type[nn.Cell], type[nn.Cell]] = {
+    operations.AllFinite: AllFinite,
+    operations.Softmax: Softmax,
+    operations.Float32Softmax: Float32Softmax,
+    **by_operators.REPLACEMENTS,
+}

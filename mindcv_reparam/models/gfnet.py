@@ -30,6 +30,7 @@ from mindcv_reparam.layers import (
 )
 from mindcv_reparam.models.metaformer import STEMS, variant_of
 from mindcv_reparam.models.positions import resize_position_embedding
+from mindcv_reparam.operations import LayerNorm
 from mindcv_reparam.registry import register_variants
 from mindcv_reparam.reparam import Reparameterizable, replace_children
 
@@ -53,13 +54,6 @@ FAMILY = {
         },
     },
 }
-
-
-def layer_norm(channels: int) -> nn.LayerNorm:
-    """Layer normalisation over the last axis."""
-    return nn.LayerNorm(
-        (channels,), begin_norm_axis=-1, begin_params_axis=-1, gamma_init="ones", beta_init="zeros", epsilon=1e-6
-    )
 
 
 def half_spectrum(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,9 +160,9 @@ class Block(Reparameterizable, nn.Cell):
         drop_path_rate: float,
     ):
         super().__init__()
-        self.norm1 = layer_norm(dim)
+        self.norm1 = LayerNorm(dim, 1e-6)
         self.filter = GlobalFilter(dim, size)
-        self.norm2 = layer_norm(dim)
+        self.norm2 = LayerNorm(dim, 1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu_kind, drop_rate)
         self.scale = ChannelScale(dim, layer_scale_init_value)
         self.gamma = self.scale.gamma  # which is its name in the authors' weights
@@ -188,7 +182,7 @@ class Block(Reparameterizable, nn.Cell):
 class FusedBlock(nn.Cell):
     """``x + mlp(norm2(filter(norm1(x))))``: a Block in evaluation mode."""
 
-    def __init__(self, norm1: nn.LayerNorm, global_filter: GlobalFilter, norm2: nn.LayerNorm, mlp: Mlp):
+    def __init__(self, norm1: LayerNorm, global_filter: GlobalFilter, norm2: LayerNorm, mlp: Mlp):
         super().__init__()
         self.norm1 = norm1
         self.filter = global_filter
@@ -282,7 +276,7 @@ class GFNet(nn.Cell):
         self.stages = nn.CellList(stages)
         shape = (1, embed_dims[0], img_size[0] // 4, img_size[1] // 4)
         self.pos_embed = Parameter(initializer("zeros", shape, ms.float32), name="pos_embed")
-        self.norm = layer_norm(channels)
+        self.norm = LayerNorm(channels, 1e-6)
         self.pool = GlobalAvgPool()
         self.head = dense(channels, num_classes)
         self._initialize_weights()

@@ -3,9 +3,10 @@
 from typing import Any
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, amp, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindcv_reparam.errors import UserError
+from mindcv_reparam.operations import AllFinite
 from mindcv_reparam.tasks.normalization import Normalization
 from mindcv_reparam.tasks.objective import Objective
 from mindcv_reparam.training.ema import WeightAverage
@@ -148,6 +149,7 @@ class TrainStep(nn.Cell):
         self.totals: Any = (
             optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
         )
+        self.finite = AllFinite()
         self.skipped = Parameter(Tensor(0, ms.int32), name="skipped_updates", requires_grad=False)
         self.forward = ScaledForward(objective, self.loss_scale.active, normalize)
         self.value_and_grad = ms.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
@@ -216,7 +218,7 @@ class TrainStep(nn.Cell):
         The Ascend 910 saturates: an infinity becomes the largest number, a NaN zero. There MindSpore reads (and clears)
         the status register of this rank's device instead of the gradients, so the verdicts are reduced as well.
         """
-        finite = amp.all_finite(gradients)
+        finite = self.finite(gradients)
         if self.sum_over_ranks is not None:
             overflows = self.sum_over_ranks(1.0 - ops.cast(finite, ms.float32))
             finite = overflows < 0.5

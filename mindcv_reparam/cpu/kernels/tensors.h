@@ -33,4 +33,10 @@ inline float Sum(Lanes value) {
 inline const float* Input(void** tensors, int i) { return static_cast<const float*>(tensors[i]); }
 inline float* Output(void** tensors, int i) { return static_cast<float*>(tensors[i]); }
 
+inline int64_t Size(int rank, const int64_t* shape) {
+  int64_t size = 1;
+  for (int i = 0; i < rank; ++i) size *= shape[i];
+  return size;
+}
+
 inline int64_t RoundUp(int64_t value) { return (value + kLanes - 1) / kLanes * kLanes; }

@@ -13,15 +13,15 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Constant, XavierUniform, Zero
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.layers import Sigmoid, dense, initialize, initialize_as_torch
+from mindcv_reparam.layers import dense, initialize, initialize_as_torch
 from mindcv_reparam.models.resnet_vd import ConvNormLayer
 from mindcv_reparam.models.rtdetr.deformable import DeformableAttention, Sampling, Shapes
 from mindcv_reparam.models.rtdetr.layers import (
     Dense,
     Embedding,
-    LayerNorm,
     MultiheadAttention,
 )
+from mindcv_reparam.operations import LayerNorm, Sigmoid
 from mindcv_reparam.private import Float32
 from mindcv_reparam.reparam import Reparameterizable
 from mindcv_reparam.tree import copy_of

@@ -11,7 +11,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindcv_reparam.layers import Float32, Inside, dense
+from mindcv_reparam.layers import dense
+from mindcv_reparam.operations import Apart, Float32Softmax, Inside, Together
+from mindcv_reparam.private import Float32
 
 Sampling = Literal["gather", "grid_sample"]
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of every level, finest first
@@ -40,6 +42,7 @@ class Corners(Float32):
     def __init__(self):
         super().__init__()
         self.inside = Inside()
+        self.together = Together()
 
     def construct(self, x, y, weights, shapes):
         """``x``, ``y`` in 0 to 1 of the image and ``weights``, all (N, Q, heads, levels, points) → rows int32
@@ -58,8 +61,8 @@ class Corners(Float32):
                 rows += (row + columns[j] * across,)
                 factors += (share * horizontal[j],)
         samples = levels * points * 4
-        rows = ops.stack(rows, -1).astype(ms.int32).reshape((-1, queries * heads * samples))
-        return rows, ops.stack(factors, -1).reshape((-1, queries, heads, 1, samples))
+        rows = self.together(rows).astype(ms.int32).reshape((-1, queries * heads * samples))
+        return rows, self.together(factors).reshape((-1, queries, heads, 1, samples))
 
     def pair(self, low, share, size):
         """Of a pixel and the next, ``share`` of the way between them: their places within the map, and what they count,
@@ -116,22 +119,19 @@ class GridSampling(Float32):
 _SAMPLINGS = {"gather": GatherSampling, "grid_sample": GridSampling}
 
 
-class Softmax(Float32):
-    """Over the last axis, in float32 in any precision."""
-
-    def construct(self, x):
-        return ops.softmax(x, -1)
-
-
 class Locations(Float32):
     """Where to look: the centre of the reference box, plus offsets in halves of its sides over the points."""
 
+    def __init__(self):
+        super().__init__()
+        self.apart = Apart()
+
     def construct(self, boxes, offsets):
         """Boxes (N, Q, 4) as cx cy w h in 0 to 1, offsets (N, Q, heads, levels, points, 2) → x and y without the 2."""
-        boxes = boxes.reshape((-1, boxes.shape[1], 1, 1, 1, 4))
+        cx, cy, width, height = self.apart(boxes.reshape((-1, boxes.shape[1], 1, 1, 1, 4)))
+        across, down = self.apart(offsets)
         factor = _half_of(offsets.shape[4])
-        x = boxes[..., 0] + offsets[..., 0] * boxes[..., 2] * factor
-        return x, boxes[..., 1] + offsets[..., 1] * boxes[..., 3] * factor
+        return cx + across * width * factor, cy + down * height * factor
 
 
 class DeformableAttention(nn.Cell):
@@ -149,7 +149,7 @@ class DeformableAttention(nn.Cell):
         self.attention_weights = dense(dim, num_heads * num_levels * num_points)
         self.value_proj = dense(dim, dim)
         self.output_proj = dense(dim, dim)
-        self.softmax = Softmax()
+        self.softmax = Float32Softmax()
         self.locations = Locations()
         self.sample = _SAMPLINGS[sampling]()
 

@@ -21,7 +21,8 @@ from mindcv_reparam.layers import (
     with_linear,
 )
 from mindcv_reparam.models.resnet_vd import ConvNormLayer
-from mindcv_reparam.models.rtdetr.layers import LayerNorm, MultiheadAttention
+from mindcv_reparam.models.rtdetr.layers import MultiheadAttention
+from mindcv_reparam.operations import LayerNorm, Upsample
 from mindcv_reparam.reparam import Reparameterizable, fused
 
 
@@ -150,6 +151,7 @@ class HybridEncoder(nn.Cell):
         self.fpn_blocks = nn.CellList([CSPRepLayer(*merge) for _ in steps])
         self.downsample_convs = nn.CellList([ConvNormLayer(hidden_dim, hidden_dim, 3, 2, nn.SiLU()) for _ in steps])
         self.pan_blocks = nn.CellList([CSPRepLayer(*merge) for _ in steps])
+        self.upsample = Upsample()
         self._initialize_weights()
 
     def _initialize_weights(self) -> None:
@@ -167,8 +169,7 @@ class HybridEncoder(nn.Cell):
             coarse = self.lateral_convs[i](coarse)
             inner += (coarse,)
             fine = projected[len(projected) - 2 - i]
-            upsampled = ops.ResizeNearestNeighbor(fine.shape[2:])(coarse)
-            coarse = self.fpn_blocks[i](ops.cat((upsampled, fine), 1))
+            coarse = self.fpn_blocks[i](ops.cat((self.upsample(coarse, fine.shape[2], fine.shape[3]), fine), 1))
         outputs = (coarse,)
         for i in range(len(projected) - 1):
             downsampled = self.downsample_convs[i](outputs[-1])

@@ -7,6 +7,7 @@ from mindspore.common.initializer import Normal, XavierUniform, initializer
 
 from mindcv_reparam import fusion
 from mindcv_reparam.layers import dense, with_linear
+from mindcv_reparam.operations import Float32Softmax
 from mindcv_reparam.private import Float32
 from mindcv_reparam.reparam import Reparameterizable
 
@@ -16,13 +17,6 @@ class Dense(Float32, nn.Dense):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, weight_init="zeros", bias_init="zeros", has_bias=True)
-
-
-class LayerNorm(Float32, nn.LayerNorm):
-    """Layer normalisation over the last axis, float32 in any mixed precision, with PyTorch's epsilon."""
-
-    def __init__(self, dim: int):
-        super().__init__((dim,), epsilon=1e-5)
 
 
 class MultiheadAttention(Reparameterizable, nn.Cell):
@@ -89,22 +83,28 @@ class Attend(nn.Cell):
 
     def construct(self, qk, v, blocked):
         _, tokens, dim = v.shape
-        qk = qk.reshape((-1, tokens, 2, self.num_heads, dim // self.num_heads)).transpose((2, 0, 3, 1, 4))
-        q, k = qk[0], qk[1]  # each (N, heads, T, dim / heads)
-        v = v.reshape((-1, tokens, self.num_heads, dim // self.num_heads)).transpose((0, 2, 1, 3))
+        q, k, v = self.by_head(qk[:, :, :dim]), self.by_head(qk[:, :, dim:]), self.by_head(v)
         if self.scale != 1.0:
             q = q * self.scale
         attention = self.probabilities(self.scores(q, k), blocked).astype(v.dtype)
         return self.gather(attention, v).transpose((0, 2, 1, 3)).reshape((-1, tokens, dim))
 
+    def by_head(self, x):
+        """(N, T, dim) → (N, heads, T, dim / heads)."""
+        return x.reshape((-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads)).transpose((0, 2, 1, 3))
+
 
 class MaskedSoftmax(Float32):
     """Over the last axis, without what is blocked. A row that is blocked altogether gives numbers, not NaN."""
 
+    def __init__(self):
+        super().__init__()
+        self.softmax = Float32Softmax()
+
     def construct(self, scores, blocked):
         if blocked is not None:
             scores = scores - blocked.astype(scores.dtype) * 65504.0
-        return ops.softmax(scores, -1)
+        return self.softmax(scores)
 
 
 class Embedding(nn.Cell):

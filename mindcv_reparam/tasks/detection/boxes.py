@@ -1,5 +1,6 @@
 """Boxes in the graph: from centres to corners, and how much two of them overlap."""
 
+import numpy as np
 from mindspore import Tensor, ops
 
 
@@ -15,16 +16,35 @@ def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     Leading dimensions broadcast: (…, 4) and (…, 4) → two of (…); (…, Q, 1, 4) and (…, 1, M, 4) compare all with all.
     No denominator has an epsilon, as in the reference: one of each pair must have an area.
     """
-    left, top = ops.maximum(first[..., 0], second[..., 0]), ops.maximum(first[..., 1], second[..., 1])
-    right, bottom = ops.minimum(first[..., 2], second[..., 2]), ops.minimum(first[..., 3], second[..., 3])
-    intersection = ops.relu(right - left) * ops.relu(bottom - top)
+    (left, other_left), (top, other_top), (right, other_right), (bottom, other_bottom) = (
+        _alike(first[..., 0], second[..., 0]),
+        _alike(first[..., 1], second[..., 1]),
+        _alike(first[..., 2], second[..., 2]),
+        _alike(first[..., 3], second[..., 3]),
+    )
+    width = ops.minimum(right, other_right) - ops.maximum(left, other_left)
+    height = ops.minimum(bottom, other_bottom) - ops.maximum(top, other_top)
+    intersection = ops.relu(width) * ops.relu(height)
     union = _area(first) + _area(second) - intersection
     iou = intersection / union
-    left, top = ops.minimum(first[..., 0], second[..., 0]), ops.minimum(first[..., 1], second[..., 1])
-    right, bottom = ops.maximum(first[..., 2], second[..., 2]), ops.maximum(first[..., 3], second[..., 3])
-    hull = (right - left) * (bottom - top)
+    width = ops.maximum(right, other_right) - ops.minimum(left, other_left)
+    height = ops.maximum(bottom, other_bottom) - ops.minimum(top, other_top)
+    hull = width * height
     return iou, iou - (hull - union) / hull
 
 
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The two in one shape: minima that broadcast take ten divisions per number on a CPU."""
+    if first.shape == second.shape:
+        return first, second
+    shape = _common(first.shape, second.shape)
+    return ops.broadcast_to(first, shape), ops.broadcast_to(second, shape)
+
+
+@ops.constexpr
+def _common(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    return np.broadcast_shapes(first, second)

@@ -27,11 +27,13 @@ QUICK = {
     "a NaN in summed gradients": ["tests/test_training_trainer.py", "-k", "loss_hides"],
     "two ranks": ["tests/test_distributed.py", "-k", "sums and not msrun and not scheduler"],
 }
+# As make test asks them of the newest.
+_FAST = "not slow and not exhaustive"
 FULL = {
     "private names": ["tests/test_private.py"],
-    "fast tests": ["tests", "-m", "not slow", "--ignore=tests/test_goldens.py", "--ignore=tests/test_private.py"],
-    "parity": ["tests/test_goldens.py"],
-    "two ranks": ["tests/test_distributed.py", "tests/test_training_distributed.py"],
+    "fast tests": ["tests", "-m", _FAST, "--ignore=tests/test_goldens.py", "--ignore=tests/test_private.py"],
+    "parity": ["tests/test_goldens.py", "-m", "not exhaustive"],
+    "two ranks": ["tests/test_distributed.py", "tests/test_training_distributed.py", "-m", "not exhaustive"],
 }
 EPOCH = "train.py --config configs/visformer/visformer_tiny_digits_cpu.yaml --epoch_size 1"
 PROGRAMS = ("mpirun", "ompirun_wrapper", "prte", "prted", "prterun", "prte_info")  # beside the Python, as tests look

@@ -14,7 +14,7 @@ from mindcv_reparam.tasks.detection.boxes import corners, overlap
 from mindcv_reparam.tasks.detection.denoising import BACKGROUND, IGNORED, Noise, denoise
 from mindcv_reparam.tasks.detection.losses import terms
 from mindcv_reparam.tasks.detection.matching import costs, match
-from mindcv_reparam.tasks.detection.objective import DetectionObjective, part_names
+from mindcv_reparam.tasks.detection.objective import DetectionObjective, as_named, part_names
 from mindcv_reparam.tasks.detection.task import Detection
 
 FOLDER = Path(__file__).parent / "data" / "rtdetr"
@@ -209,6 +209,21 @@ def test_the_classification_loss_is_a_setting(kind):
     assert objective.kind == kind
     assert objective.parts == part_names(2, kind)
     assert objective.sum_over_ranks is None
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_outputs_come_as_they_are_named(by_operator, layers):
+    """Also of one layer, operator by operator, where an empty slice would have no gradient."""
+    outputs, encoder = Tensor(np.arange(layers * 2.0).reshape(layers, 2, 1)), Tensor([[7.0], [8.0]], ms.float64)
+    weight = Tensor(np.arange(1.0, layers + 2).reshape(-1, 1, 1))
+
+    def weighed(outputs: Tensor, encoder: Tensor) -> Tensor:
+        return (as_named(outputs, encoder) * weight).sum()
+
+    assert as_named(outputs, encoder)[:, 0, 0].asnumpy().tolist() == [layers * 2 - 2, *range(0, layers * 2 - 2, 2), 7]
+    first, second = ms.grad(weighed, (0, 1))(outputs, encoder)
+    assert first[:, 0, 0].asnumpy().tolist() == [*range(2, layers + 1), 1]
+    assert second[:, 0].asnumpy().tolist() == [layers + 1] * 2
 
 
 def test_no_object_counts_as_one():

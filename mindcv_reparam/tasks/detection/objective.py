@@ -74,10 +74,8 @@ class DetectionObjective(Objective):
         labels, targets, valid = objects
         count = self.mean_over_ranks(ops.cast(valid, ms.float32).sum())
         denoising = dn_matches.shape[1]
-        # The last layer, then the others, then the encoder: as they are named.
-        own_logits, own_boxes = logits[:, :, denoising:], boxes[:, :, denoising:]
-        own_logits = ops.concat((own_logits[-1:], own_logits[:-1], ops.expand_dims(encoder_logits, 0)))
-        own_boxes = ops.concat((own_boxes[-1:], own_boxes[:-1], ops.expand_dims(encoder_boxes, 0)))
+        own_logits = as_named(logits[:, :, denoising:], encoder_logits)
+        own_boxes = as_named(boxes[:, :, denoising:], encoder_boxes)
         index = self.assign(own_logits, own_boxes, objects)
         found = self.weighted(own_logits, own_boxes, labels, targets, index, count)
         index = ops.broadcast_to(ops.expand_dims(dn_matches, 0), (logits.shape[0], *dn_matches.shape))
@@ -105,3 +103,9 @@ class DetectionObjective(Objective):
         """The three terms of every output, output by output."""
         sums = ops.stack(terms(logits, boxes, labels, targets, index, self.kind), axis=1)  # (O, 3)
         return ops.unstack((sums * Tensor(WEIGHTS, ms.float32) / count).reshape(-1))
+
+
+def as_named(layers: Tensor, encoder: Tensor) -> Tensor:
+    """(layers, N, …) of the decoder and (N, …) of the encoder → the last layer, the others, the encoder."""
+    others = (layers[:-1],) if layers.shape[0] > 1 else ()  # an empty slice has no gradient operator by operator
+    return ops.concat((layers[-1:], *others, ops.expand_dims(encoder, 0)))

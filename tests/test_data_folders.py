@@ -351,6 +351,7 @@ def script(name, *arguments, ranks=1):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_ranks_train_on_a_split_and_validate_py_finds_it(tmp_path):
     source, data, run = Digits(train=False), tmp_path / "data", tmp_path / "run"
     for index in range(60):

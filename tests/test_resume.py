@@ -432,7 +432,7 @@ def test_sigterm_while_the_step_compiles_ends_at_once_and_says_so(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_blocks")
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_impatient_signals_neither_cut_the_saving_short_nor_show_a_traceback(tmp_path, ranks):
     fault_injection.make_images(tmp_path / "images", damaged=False)
     job = fault_injection.Job(tmp_path / "run", tmp_path / "images" / str(ranks), ranks)

@@ -130,15 +130,39 @@ class _Symbol(ctypes.Structure):
     ]
 
 
+class _Loaded(ctypes.Structure):
+    """A library of this process, as <link.h> declares it (struct link_map)."""
+
+
+_Loaded._fields_ = [
+    ("base", ctypes.c_void_p),
+    ("name", ctypes.c_char_p),
+    ("dynamic", ctypes.c_void_p),
+    ("next", ctypes.POINTER(_Loaded)),
+]
+
+
 def allocator() -> str | None:
-    """The library whose malloc this process calls; None where that cannot be told."""
-    try:
-        process = ctypes.CDLL(None)
-        found, malloc = _Symbol(), ctypes.cast(process.malloc, ctypes.c_void_p)
-        told = process.dladdr(malloc, ctypes.byref(found))
-    except (OSError, AttributeError, TypeError):
+    """The library whose malloc this process calls, the first loaded that has one; None where that cannot be told.
+
+    The process's own answer to "where is malloc?" would not do: of a program at fixed addresses, as Debian's Python is,
+    it names the program, where every call goes through a jump to the library's.
+    """
+    if sys.platform != "linux":
         return None
-    return os.fsdecode(found.file) if told and found.file else None
+    process = ctypes.CDLL(None)
+    library = ctypes.cast(process._handle, ctypes.POINTER(_Loaded)).contents.next  # the program itself comes first
+    while library:
+        name, found = library.contents.name, _Symbol()
+        try:
+            malloc = ctypes.CDLL(os.fsdecode(name), mode=os.RTLD_NOLOAD | os.RTLD_LAZY).malloc  # its own, or another's
+            process.dladdr(ctypes.cast(malloc, ctypes.c_void_p), ctypes.byref(found))
+        except (OSError, AttributeError, ValueError):
+            pass
+        if name and found.file == name:
+            return os.fsdecode(name)
+        library = library.contents.next
+    return None
 
 
 def check_allocator(library: str | None) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from unittest import mock
 
@@ -181,6 +182,18 @@ def test_the_c_librarys_allocator_is_fine():
     assert Path(runtime.allocator()).name.startswith("libc")
     for library in (None, "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc-2.28.so", runtime.allocator()):
         runtime.check_allocator(library)
+
+
+OTHER_PYTHON = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
+
+
+@pytest.mark.skipif(not OTHER_PYTHON.exists(), reason="the system has no Python of this version beside this one")
+def test_the_c_librarys_allocator_is_that_of_a_python_at_fixed_addresses():
+    """As Debian's is, whose own malloc is a jump to the library's."""
+    program = "from mindcv_reparam import runtime; runtime.check_allocator(runtime.allocator()); print('well')"
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), sysconfig.get_path("purelib")])
+    environ = os.environ | {"PYTHONPATH": paths}
+    assert subprocess.run([OTHER_PYTHON, "-c", program], env=environ, capture_output=True).stdout == b"well\n"
 
 
 def test_another_allocator_in_front_of_it_is_refused_on_a_cpu(tmp_path):

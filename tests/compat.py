@@ -27,11 +27,15 @@ QUICK = {
     "a NaN in summed gradients": ["tests/test_training_trainer.py", "-k", "loss_hides"],
     "two ranks": ["tests/test_distributed.py", "-k", "sums and not msrun and not scheduler"],
 }
-# As make test asks them of the newest.
-_FAST = "not slow and not exhaustive"
+# Where MindSpore computes; files, settings and servers are the same with any of them.
+_FAST = (
+    *("layers", "stochastic", "cpu", "fastvit", "riformer", "rtdetr", "reparam_graph", "checkpoint"),
+    *("training_step", "training_trainer", "training_waits", "training_losses", "training_optimizer"),
+    *("training_precision", "training_bytes", "detection_losses", "export_graph"),
+)
 FULL = {
     "private names": ["tests/test_private.py"],
-    "fast tests": ["tests", "-m", _FAST, "--ignore=tests/test_goldens.py", "--ignore=tests/test_private.py"],
+    "fast tests": [*(f"tests/test_{name}.py" for name in _FAST), "-m", "not slow and not exhaustive"],
     "parity": ["tests/test_goldens.py", "-m", "not exhaustive"],
     "two ranks": ["tests/test_distributed.py", "tests/test_training_distributed.py", "-m", "not exhaustive"],
 }

@@ -40,7 +40,7 @@ class Noise(nn.Cell):
         return self.both(self.shift(bits, by), mask)
 
 
-class Inside(nn.Cell):
+class WithinBoxes(nn.Cell):
     """Boxes top, bottom, left, right (N, 4) → bool (N, 1, H, W), True within."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -64,7 +64,7 @@ class Erasing(nn.Cell):
 
     def __init__(self, shape: tuple[int, int, int], noisy: bool) -> None:
         super().__init__()
-        self.inside = Inside(shape[1:])
+        self.inside = WithinBoxes(shape[1:])
         self.noise = Noise(shape) if noisy else None
 
     def construct(self, images: Tensor, boxes: Tensor, fills: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Mixing(nn.Cell):
     def __init__(self, size: tuple[int, int], blends: bool, swaps: bool) -> None:
         super().__init__()
         self.blends = blends
-        self.inside = Inside(size) if swaps else None
+        self.inside = WithinBoxes(size) if swaps else None
 
     def construct(self, images: Tensor, mix: Tensor) -> Tensor:
         others = ops.flip(images, (0,))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,38 @@ def test_batches_are_made_ahead_of_their_use(folder):
         (place, future), *_ = batches._ahead
         assert place == (0, 1)
         assert future.result(timeout=60)[0].shape == (4, 3, 24, 24)  # nobody has asked for it
+
+
+def test_the_next_batch_is_shown_but_not_taken(folder):
+    whole = epoch_of(folder, batch_size=2)
+    for path in sorted((folder / "train").glob("*/*.jpg"))[:7]:
+        path.write_bytes(b"no image")
+    with make_loader(folder, batch_size=2, epoch_size=1) as batches:
+        assert batches.ready() is None  # nobody has asked for any
+        epoch = batches.epoch(0)
+        next(epoch)
+        seen = batches.skipped, dict(batches.bad_files)
+        batches._ahead[0][1].result(timeout=60)
+        shown = batches.ready()
+        assert (batches.skipped, batches.bad_files) == seen  # though the batch has others
+        taken = next(epoch)
+        assert batches.skipped > seen[0]
+        assert all(one is other for one, other in zip(shown, taken, strict=True))
+        assert len(list(epoch)) == len(whole) - 2
+        assert batches.ready() is None  # there is no other epoch
+
+
+def test_what_is_not_made_is_not_shown(folder):
+    with make_loader(folder) as batches:
+        for future in (Future(), Future(), Future()):
+            batches._ahead.append(((0, 0), future))
+        assert batches.ready() is None
+        batches._ahead.popleft()
+        batches._ahead[0][1].set_exception(UserError("a worker died"))
+        assert batches.ready() is None  # who takes it is told
+        batches._ahead.popleft()
+        assert batches._ahead[0][1].cancel()
+        assert batches.ready() is None
 
 
 def test_digits_through_the_loader():

@@ -261,6 +261,7 @@ ELSEWHERE = {
     "jit_level": "test_runtime",
     "deterministic": "test_runtime",
     "allreduce_mb": "below",
+    "transfer_ahead": "below",
     "distribute": "test_distributed",
     "device_target": "test_runtime",
     "dataset": "test_data_sources",
@@ -348,6 +349,15 @@ def test_gradients_are_sent_together_as_configured(tmp_path, monkeypatch):
     for settings in ({}, {"allreduce_mb": 4}):
         assert Built(tmp_path, monkeypatch, **settings).step
     assert [options["allreduce_mb"] for options in asked] == [None, 4]
+
+
+def test_batches_are_sent_ahead_as_configured(tmp_path, monkeypatch):
+    """On a device that is no CPU, which is not here."""
+    asked = []
+    monkeypatch.setattr(assembly, "open_transfer", lambda *arguments: asked.append(arguments) or "the way")
+    built = [Built(tmp_path, monkeypatch, **settings) for settings in ({}, {"transfer_ahead": True})]
+    assert [one.trainer.transfer for one in built] == ["the way"] * 2
+    assert asked == [(False, built[0].data.train), (True, built[1].data.train)]
 
 
 class Detector(nn.Cell):

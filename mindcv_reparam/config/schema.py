@@ -182,6 +182,9 @@ class Config:
     val_while_train: bool = _training("T", False, "validate during the training")
     val_interval: int = _training("T", 1, "epochs between validations", at_least=1)
     dataset_sink_mode: bool = _training("T", True, "accepted for MindCV's sake: batches are fed step by step")
+    transfer_ahead: bool = _training(
+        "T", False, "copy the next batch to an NPU while a step runs, from pinned memory; not run on Ascend here"
+    )
     gradient_accumulation_steps: int = _training("T", 1, "batches per update", at_least=1)
     clip_grad: bool = _training("T", False, "limit the gradient's global norm to clip_value")
     clip_value: float = _training("T", 15.0, "largest gradient norm", above=0)

@@ -69,6 +69,13 @@ class Loader:
                 self._note(index, message)
             yield (images, *rest.arrays)
 
+    def ready(self) -> tuple[np.ndarray, ...] | None:
+        """The batch that comes next, if it is made. It is not taken by this, and nothing is told or counted of it."""
+        if self._ahead and (future := self._ahead[0][1]).done() and not future.cancelled() and not future.exception():
+            images, rest = future.result()
+            return (images, *rest.arrays)
+        return None
+
     def names(self, epoch: int, step: int, rank: int) -> list[str]:
         """What messages call the samples of any rank's batch."""
         sampler = self.batches.sampler

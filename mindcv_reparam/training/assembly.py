@@ -31,6 +31,7 @@ from mindcv_reparam.training.schedule import learning_rates, scaled_rates
 from mindcv_reparam.training.statistics import synchronize
 from mindcv_reparam.training.step import TrainStep
 from mindcv_reparam.training.trainer import Trainer
+from mindcv_reparam.training.transfer import open_transfer
 from mindcv_reparam.training.validation import Validation
 from mindcv_reparam.training.writer import Writer
 from mindcv_reparam.zoo import create_model
@@ -186,4 +187,5 @@ def build_trainer(
         save_interval=config.ckpt_save_interval,
         writer=writer,
         profile=Profile(steps, Path(config.ckpt_save_dir) / "profile") if steps else None,
+        transfer=open_transfer(config.transfer_ahead, data.train),
     )

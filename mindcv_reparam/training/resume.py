@@ -43,7 +43,7 @@ FREE = frozenset(
             "profile",
             "stall_timeout",
         ),
-        *("data_dir", "num_parallel_workers", "dataset_sink_mode", "normalize_on_device"),
+        *("data_dir", "num_parallel_workers", "dataset_sink_mode", "transfer_ahead", "normalize_on_device"),
         *("ckpt_save_dir", "ckpt_save_interval", "ckpt_save_policy", "keep_checkpoint_max"),
     }
 )

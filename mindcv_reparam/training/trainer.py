@@ -27,6 +27,7 @@ from mindcv_reparam.training.profile import Profile
 from mindcv_reparam.training.resume import Progress, TrainingState
 from mindcv_reparam.training.statistics import average_statistics
 from mindcv_reparam.training.step import TrainStep
+from mindcv_reparam.training.transfer import Transfer
 from mindcv_reparam.training.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Trainer:
         save_interval: epochs between saved states.
         writer: of the states, and of what hooks write.
         profile: told of every step.
+        transfer: brings the batches to the device.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Trainer:
         save_interval: int = 1,
         writer: Writer | None = None,
         profile: Profile | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
         self.step = step
         self.loader = loader
@@ -123,6 +126,7 @@ class Trainer:
         self.save_interval = save_interval
         self.writer = writer or Writer()
         self.profile = profile
+        self.transfer = transfer or Transfer()
         self.steps_per_epoch = loader.steps_per_epoch
         self.epochs = len(rates) // self.steps_per_epoch
         self._skipped_in_a_row = 0
@@ -258,9 +262,8 @@ class Trainer:
     def _run_step(self, index: int, images: np.ndarray, arrays: Sequence[np.ndarray], interval: _Interval) -> None:
         self.writer.check()
         graph = self._graph(index, images)
-        # Without a copy: the Tensors keep the arrays, whose memory the loader uses again once nobody has them.
-        inputs, tensors = ms.from_numpy(images), tuple(map(ms.from_numpy, arrays))
-        targets = self.step.objective.complete(inputs, tensors[0] if len(tensors) == 1 else ms.mutable(tensors))
+        inputs, *tensors = self.transfer.take((images, *arrays))
+        targets = self.step.objective.complete(inputs, tensors[0] if len(tensors) == 1 else ms.mutable(tuple(tensors)))
         started = time.perf_counter() if self._compiled else interval.start
         new_size = images.shape not in {shape for shape, _, _ in self._compiled}
         size = f" on images of {images.shape[-2]}x{images.shape[-1]}" if self._compiled else ""
@@ -273,6 +276,7 @@ class Trainer:
             self.profile.before(index + 1)
         with impatient():
             *_, told = self.step(*arguments)
+        self.transfer.queued()
         if self.profile:
             self.profile.after(index + 1)
         interval.told.append(told)

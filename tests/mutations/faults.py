@@ -469,6 +469,46 @@ ROOMS = (
         },
     ),
     Room(
+        "mindcv_reparam/training/trainer.py",
+        "tests/test_training_transfer.py",
+        {
+            "the next batch after the wait of a profile": (
+                "        self.transfer.queued()\n        if self.profile:\n            self.profile.after(index + 1)\n",
+                "        if self.profile:\n            self.profile.after(index + 1)\n        self.transfer.queued()\n",
+            ),
+        },
+    ),
+    Room(
+        "mindcv_reparam/training/transfer.py",
+        "tests/test_training_transfer.py",
+        {
+            "a step does not wait for its copy": (
+                "        self._steps.wait_event(sent.copied)  # the device waits, not the host\n",
+                "",
+            ),
+            "memory used again once a step is queued": ("while not self._unfinished[0][1].query():", "while False:"),
+            "the end of copies taken for that of a step": (
+                "(self._taken, self._steps.record_event())",
+                "(self._taken, self._copies.record_event())",
+            ),
+            "what is copied let go of": ("return _Sent(pinned, tensors,", "return _Sent((), tensors,"),
+            "what a step reads let go of": ("append((self._taken,", "append((None,"),
+            "copies behind the steps": ("StreamCtx(self._copies)", "StreamCtx(self._steps)"),
+            "a batch sent twice": (
+                "sent = following[1] if following and",
+                "sent = following[1] if following and False and",
+            ),
+            "another batch than the loader's": ("if following and following[0] is arrays[0] else", "if following else"),
+            "the host waits for a copy": ("blocking=False", "blocking=True"),
+            "what has arrived not looked at": ("if not np.array_equal(", "if not np.size("),
+        },
+    ),
+    Room(
+        "mindcv_reparam/data/loader.py",
+        "tests/test_data_loader.py -k shown",
+        {"taken when shown": ("(future := self._ahead[0][1])", "(future := self._ahead.popleft()[1])")},
+    ),
+    Room(
         "mindcv_reparam/training/optimizer.py",
         "tests/test_training_waits.py",
         {

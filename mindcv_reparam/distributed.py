@@ -32,7 +32,7 @@ import numpy as np
 from mindcv_reparam import joining, scheduler, votes, watch
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.guardian import Guardian, guard
-from mindcv_reparam.hosts import check_names, check_port, check_scheduler, local_ranks
+from mindcv_reparam.hosts import check_names, check_scheduler, local_ranks
 from mindcv_reparam.meeting import Meeting
 
 _LOG_LEVEL, _ERROR = "GLOG_v", "3"  # MindSpore's log level
@@ -328,13 +328,14 @@ def _join(distribute: bool | None, device_target: str) -> Distributed:
 
 def _schedule() -> NoReturn:
     """Be msrun's scheduler: until every rank has left."""
-    check_port(os.environ)
     from mindspore.communication import init
 
     try:
         init()
     except RuntimeError as error:  # a timeout: the heartbeat of a rank stopped
-        raise UserError("a rank of the job died: its error is in the worker logs in msrun's --log_dir") from error
+        raise UserError(
+            "a rank of the job died, or its host is out of reach: its error is in the worker logs in msrun's --log_dir"
+        ) from error
     sys.exit(0)
 
 

@@ -14,15 +14,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mindcv_reparam import watch
+from mindcv_reparam.hosts import is_msrun
 
 LOST = 20.0  # seconds without a scheduler
 _PERIOD = 4.0  # seconds between two looks, and for one
 
 
 class Guardian:
-    """Looks for the scheduler in a thread, from its start to ``end``.
+    """Looks for the scheduler at once, and in a thread from then to ``end``.
 
-    Until ``joined`` it is expected only as a process of this host, if it is one: connections come later.
+    Until ``joined`` it is expected only as a process of this host, if it is one: connections come later. MindSpore's
+    ``init``, which waits for it, keeps the interpreter to itself: no thread looks as long as that takes.
 
     Args:
         address: of the scheduler.
@@ -34,12 +36,15 @@ class Guardian:
         self, address: tuple[str, int], scheduler: int | None, lose: Callable[[str], None], lost: float = LOST
     ) -> None:
         self._address = address
+        self._where = "{}:{}".format(*address)
         self._scheduler = scheduler
         self._lose = lose
         self._lost = lost
         self._period = min(_PERIOD, lost / 5)
         self._joined = False
         self._ended = threading.Event()
+        if self._is_gone():
+            return
         threading.Thread(target=self._run, name="guardian", daemon=True).start()
 
     def joined(self) -> None:
@@ -53,9 +58,7 @@ class Guardian:
     def _run(self) -> None:
         misses, since = 0, time.time()
         while not self._ended.wait(self._period):
-            where = "{}:{}".format(*self._address)
-            if self._scheduler and not _lives(self._scheduler):
-                self._lose(f"msrun's scheduler at {where} has ended: its error is in scheduler.log")
+            if self._is_gone():
                 return
             if not self._joined or self._answers():
                 misses, since = 0, time.time()
@@ -64,10 +67,17 @@ class Guardian:
             if misses * self._period >= self._lost and not self._ended.is_set():
                 clock = time.strftime("%H:%M:%S", time.localtime(since))
                 self._lose(
-                    f"msrun's scheduler at {where} does not answer since {clock}: a rank has died on another host, or "
-                    "the link to it is lost; the other hosts' logs may tell; start again with --resume auto"
+                    f"msrun's scheduler at {self._where} does not answer since {clock}: a rank has died on another "
+                    "host, or the link to it is lost; the other hosts' logs may tell; start again with --resume auto"
                 )
                 return
+
+    def _is_gone(self) -> bool:
+        """Whether it was a process of this host and has ended, which is told."""
+        if not self._scheduler or _lives(self._scheduler):
+            return False
+        self._lose(f"msrun's scheduler at {self._where} has ended: its error is in scheduler.log")
+        return True
 
     def _answers(self) -> bool:
         try:
@@ -88,16 +98,20 @@ def guard(environ: Mapping[str, str], rank: int) -> Guardian:
 
 
 def _scheduler_beside(parent: int) -> int | None:
-    """The scheduler that this process's msrun has started, if it has."""
+    """The scheduler that this process's msrun has started, if it has; it may have ended before a worker looks."""
+    ended = None
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int(_status(folder).split()[1]) == parent and b"MS_ROLE=MS_SCHED" in (
-                folder / "environ"
-            ).read_bytes().split(b"\0"):
+            state, of = _status(folder).split()[:2]
+            if int(of) != parent:
+                continue
+            if state == "Z":  # what it was cannot be read; msrun looks at its workers alone as long as they run
+                ended = int(folder.name)
+            elif b"MS_ROLE=MS_SCHED" in (folder / "environ").read_bytes().split(b"\0"):
                 return int(folder.name)
         except OSError:  # it has ended, or is another user's
             continue
-    return None
+    return ended if is_msrun(parent) else None
 
 
 def _lives(process: int) -> bool:

@@ -31,6 +31,10 @@ def workers_of(command: Sequence[str]) -> int | None:
     return _MSRUN_DEFAULT
 
 
+def is_msrun(process: int) -> bool:
+    return workers_of(_command_line(process)) is not None
+
+
 def _command_line(process: int) -> list[str]:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]

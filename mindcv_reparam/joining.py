@@ -66,14 +66,22 @@ def _agree_on_address(rank: int, size: int) -> tuple[str, int]:
             f"use the mpirun in {os.path.join(sys.prefix, 'bin')}"
         )
     hosts = world.allgather(socket.gethostname())
-    check_names(hosts, world.allgather(local_ranks(os.environ, size)))
-    check_folder(world.bcast(os.getcwd()))
-    address = None
-    if rank == 0:
-        address = served_address(os.environ.get("MS_SCHED_HOST") or address_towards(hosts), hosts)
-    address = world.bcast(address)
+    counts = world.allgather(local_ranks(os.environ, size))
+    folder = world.bcast(os.getcwd())
+    address, wrong = None, ""
+    try:
+        check_names(hosts, counts)
+        check_folder(folder)
+        if rank == 0:
+            address = served_address(os.environ.get("MS_SCHED_HOST") or address_towards(hosts), hosts)
+    except UserError as caught:
+        wrong = str(caught)
+    told = world.allgather((address, wrong))  # a rank that left now would have the others' MPI abort, with its status
     MPI.Finalize()
-    return address
+    for _, wrong in told:
+        if wrong:
+            raise UserError(wrong)
+    return told[0][0]
 
 
 def address_towards(hosts: list[str]) -> str:

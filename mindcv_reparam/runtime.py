@@ -23,7 +23,7 @@ import numpy as np
 
 from mindcv_reparam.distributed import launched, set_environment
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.hosts import local_ranks
+from mindcv_reparam.hosts import check_port, local_ranks
 
 ONEDNN_LIMIT = "AVX2"
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # the second is the older name
@@ -52,12 +52,14 @@ def prepare(
         The device target in use. On Ascend the device is the one of the local rank.
 
     Raises:
-        UserError: MindSpore is missing, NumPy is too new for it, the device is not there, or on a CPU another allocator
-            than the C library's is loaded.
+        UserError: MindSpore is missing, NumPy is too new for it, the device is not there, on a CPU another allocator
+            than the C library's is loaded, or this is msrun's scheduler and its port is taken.
     """
     check_numpy(np.__version__)
     target = device_target or detect_device()
     launch = launched()
+    if launch.is_scheduler:  # before the workers beside it, which take an import of MindSpore, look for it
+        check_port(os.environ)
     threads = threads_of_a_rank(local_ranks(os.environ, launch.size))
     set_environment()
     if target == "CPU":

@@ -87,8 +87,8 @@ def stepping(job: distributed.Distributed) -> None:
                 time.sleep(600)
             watch.at(f"step {step}", compiles=step == 0)  # the first collective connects the ranks
             job.barrier()
-            if step == 60:  # some seconds, in which the ranks have heard of one another
-                tell("ready")
+            if step % 60 == 0 and step:  # some seconds, in which the ranks have heard of one another
+                tell("ready" if step == 60 else f"at {step}")
             watch.at("the vote")
             if number := interruption.agreed(step, waited=False):
                 raise Interrupted(f"stopped after step {step}", number)

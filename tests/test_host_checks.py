@@ -5,12 +5,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from mindcv_reparam import distributed, errors, hosts
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.guardian import Guardian, _scheduler_beside
+from mindcv_reparam.runtime import prepare
 
 MSRUN = ["/opt/bin/python", "/opt/bin/msrun", "--worker_num=16"]
 WORKER = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "16", "MS_SCHED_PORT": "8118"}
@@ -75,7 +78,7 @@ def test_a_worker_and_the_scheduler_check_before_they_wait(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setenv("MS_SCHED_PORT", str(taken.getsockname()[1]))
         with pytest.raises(UserError, match=r"in use.*--master_port"):
-            distributed.start(None, "CPU")
+            prepare("CPU")
 
 
 def test_the_address_that_mpirun_is_told():
@@ -148,5 +151,21 @@ def test_a_worker_notices_before_it_has_joined_that_the_scheduler_beside_it_has_
     child.kill()  # a zombie, since nobody waits for it
     assert guarded.told.wait(5.0)
     assert "scheduler.log" in guarded.said[0]
+    guarded(child.pid)  # tells it at once, since a worker's next step lets no thread look
+    assert len(guarded.said) == 2
     child.wait()
     assert _scheduler_beside(os.getpid()) is None
+
+
+def test_a_scheduler_that_has_ended_before_a_worker_looks_is_found():
+    """msrun leaves it a zombie; who else has one has nothing to do with it."""
+    for name, found in (("msrun", True), ("bash", False)):
+        program = f"true & echo $!; exec -a {name} sleep 60"
+        with subprocess.Popen(["bash", "-c", program], stdout=subprocess.PIPE) as job:
+            ended = int(job.stdout.readline())
+            until = time.monotonic() + 10
+            while "sleep" not in Path(f"/proc/{job.pid}/comm").read_text() and time.monotonic() < until:
+                time.sleep(0.01)
+            told = _scheduler_beside(job.pid)
+            job.kill()
+        assert (told == ended) is found

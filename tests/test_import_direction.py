@@ -39,7 +39,7 @@ ALLOWED = {
     "watch": BASE,
     "meeting": {"errors"},
     "hosts": {"errors"},
-    "guardian": {"watch"},
+    "guardian": {"hosts", "watch"},
     "scheduler": set(),
     "votes": BASE,
     "joining": {"errors", "hosts", "private", "scheduler"},

@@ -54,6 +54,31 @@ start_b() {
     echo "$(date +%T) b is up"
 }
 
+# A command on b with this host's folder and environment, as a user's shell has them there.
+on_b() {
+    $ON_B "cd $PWD; export PATH=$PATH PYTHONPATH=$PYTHONPATH MINDCV_REPARAM_FAMILIES=$MINDCV_REPARAM_FAMILIES; $*"
+}
+
+# A line of msrun on both hosts, on a core each, until both have ended or b is lost. What each says and its status are in
+# files a and b of a folder, written there, since the link may be gone by then.
+msrun_on_both() {
+    on_b "taskset -c $CORE_B ${2/node_rank=0/node_rank=1} > $1/b 2>&1; echo ended with \$? >> $1/b" &
+    eval "taskset -c $CORE_A $2" > "$1"/a 2>&1
+    echo "ended with $?" >> "$1"/a
+    until grep -q '^ended with' "$1"/b || ! kill -0 $B 2> /dev/null; do sleep 0.1; done
+}
+
+# All that belongs to a job, on both hosts: b's processes are seen here.
+gone_within_a_minute() {
+    local running='python|msrun|mpirun|prterun|prted'
+    for _ in $(seq 600); do
+        ps -e -o comm= | grep -qxE $running || return 0
+        sleep 0.1
+    done
+    ps -e -o comm=,args= | grep -E "^($running) "
+    return 1
+}
+
 lose_b() {
     echo "$(date +%T) b is lost"
     kill -9 $B

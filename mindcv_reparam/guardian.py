@@ -92,7 +92,9 @@ def guard(environ: Mapping[str, str], rank: int) -> Guardian:
     address = environ.get("MS_SCHED_HOST", "127.0.0.1"), int(environ.get("MS_SCHED_PORT", 8118))
 
     def lose(line: str) -> None:
-        watch.leave(watch.STALLED, f"rank {rank} on {socket.gethostname()}: error: {line}")
+        silent = watch.hopeless(LOST / 2)
+        told = f"{line}; {silent}" if silent else line
+        watch.leave(watch.STALLED, f"rank {rank} on {socket.gethostname()}: error: {told}")
 
     return Guardian(address, _scheduler_beside(os.getppid()), lose)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mindcv_reparam import distributed, errors, hosts
+from mindcv_reparam import distributed, errors, guardian, hosts
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.guardian import Guardian, _scheduler_beside
 from mindcv_reparam.runtime import prepare
@@ -169,3 +169,14 @@ def test_a_scheduler_that_has_ended_before_a_worker_looks_is_found():
             told = _scheduler_beside(job.pid)
             job.kill()
         assert (told == ended) is found
+
+
+def test_who_has_lost_its_scheduler_says_whom_it_waits_for(monkeypatch):
+    left = []
+    monkeypatch.setattr(guardian, "Guardian", lambda address, scheduler, lose: lose)
+    monkeypatch.setattr(guardian.watch, "leave", lambda status, message: left.append((status, message)))
+    place = f"rank 1 on {socket.gethostname()}: error: it has ended"
+    for silent, told in ((None, ""), ("rank 0 on a is silent", "; rank 0 on a is silent")):
+        monkeypatch.setattr(guardian.watch, "hopeless", lambda seconds, silent=silent: silent)
+        guardian.guard(WORKER, 1)("it has ended")
+        assert left.pop() == (75, place + told)

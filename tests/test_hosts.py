@@ -206,6 +206,7 @@ def test_a_rank_that_dies_on_the_other_host_ends_msrun_on_both(two_hosts, tmp_pa
     assert "Error code: -9" in said["b"], said
 
 
+@pytest.mark.exhaustive
 def test_a_short_loss_of_the_link_changes_nothing_and_one_for_ever_ends_the_job(two_hosts, tmp_path):
     """By both launchers at once, within the times of the page."""
     line = msrun_of(f"{WORKER} stepping here", tmp_path, "job")
@@ -227,6 +228,7 @@ def test_a_short_loss_of_the_link_changes_nothing_and_one_for_ever_ends_the_job(
     assert said["a"].endswith("ended with 1\n"), said
     assert said["b"].endswith("ended with 1\n"), said
     assert "rank 1 on b: error: msrun's scheduler at 10.77.0.1:9118 does not answer since" in said["worker_1.log"], said
+    assert "rank 0 on a is silent since" in said["worker_1.log"], said
     assert "rank 1 on b is silent since" in said["worker_0.log"], said
 
 

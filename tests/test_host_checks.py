@@ -160,11 +160,11 @@ def test_a_worker_notices_before_it_has_joined_that_the_scheduler_beside_it_has_
 def test_a_scheduler_that_has_ended_before_a_worker_looks_is_found():
     """msrun leaves it a zombie; who else has one has nothing to do with it."""
     for name, found in (("msrun", True), ("bash", False)):
-        program = f"true & echo $!; exec -a {name} sleep 60"
+        program = f"sleep 0.3 & echo $!; exec -a {name} sleep 60"  # bash reaps one that ends before exec
         with subprocess.Popen(["bash", "-c", program], stdout=subprocess.PIPE) as job:
             ended = int(job.stdout.readline())
             until = time.monotonic() + 10
-            while "sleep" not in Path(f"/proc/{job.pid}/comm").read_text() and time.monotonic() < until:
+            while ") Z " not in Path(f"/proc/{ended}/stat").read_text() and time.monotonic() < until:
                 time.sleep(0.01)
             told = _scheduler_beside(job.pid)
             job.kill()

@@ -92,7 +92,8 @@ class Environment:
         launcher = (str(self.bin / "mpirun"), "-n", "2")
         self.run(*EPOCH.split(), "--ckpt_save_dir", folder, launcher=launcher)
         accuracy = folder / "accuracy.json"
-        self.run("validate.py", "--ckpt_path", folder / "visformer_tiny_final.ckpt", "--output", accuracy)
+        network = ("-c", folder / "visformer_tiny.yaml", "--ckpt_path", folder / "visformer_tiny_final.ckpt")
+        self.run("validate.py", *network, "--output", accuracy)
         return f"top-1 {json.loads(accuracy.read_text())['top1']:.1f}"
 
     def write(self) -> Path:

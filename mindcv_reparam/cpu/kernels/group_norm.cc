@@ -7,20 +7,6 @@
 
 namespace {
 
-struct Moments {  // of the pixels of one channel of one image
-  double mean, squares;
-};
-
-Moments MomentsOf(const float* x, int64_t pixels) {
-  float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < pixels; ++i) sum += x[i];
-  const float mean = sum / pixels;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < pixels; ++i) squares += (x[i] - mean) * (x[i] - mean);
-  return {mean, squares};
-}
-
 // The mean of an image and 1 / √(variance + ε), from those of its channels.
 std::pair<double, double> Combine(const Moments* moments, int64_t channels, int64_t pixels, double eps) {
   double mean = 0, squares = 0;

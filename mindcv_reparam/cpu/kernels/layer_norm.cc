@@ -7,18 +7,13 @@
 
 namespace {
 
-struct Moments {
-  float mean, factor;  // of a row, and 1 / √(variance + ε)
+struct Row {
+  float mean, factor;  // of its numbers, and 1 / √(variance + ε)
 };
 
-Moments MomentsOf(const float* x, int64_t size, float eps) {
-  float sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) sum += x[i];
-  const float mean = sum / size;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < size; ++i) squares += (x[i] - mean) * (x[i] - mean);
-  return {mean, 1.0f / __builtin_sqrtf(squares / size + eps)};
+Row RowOf(const float* x, int64_t size, float eps) {
+  const Moments moments = MomentsOf(x, size);
+  return {static_cast<float>(moments.mean), 1.0f / __builtin_sqrtf(static_cast<float>(moments.squares) / size + eps)};
 }
 
 }  // namespace
@@ -32,8 +27,8 @@ OPERATOR(layer_norm) {
   for (int64_t row = 0; row < rows; ++row) {
     const float* from = x + row * size;
     float* to = y + row * size;
-    const Moments moments = MomentsOf(from, size, *eps);
-    for (int64_t i = 0; i < size; ++i) to[i] = (from[i] - moments.mean) * moments.factor * gamma[i] + beta[i];
+    const auto [mean, factor] = RowOf(from, size, *eps);
+    for (int64_t i = 0; i < size; ++i) to[i] = (from[i] - mean) * factor * gamma[i] + beta[i];
   }
   return 0;
 }
@@ -43,14 +38,14 @@ OPERATOR(layer_norm_grad) {
   const float *x = Input(tensors, 0), *gamma = Input(tensors, 1), *dy = Input(tensors, 2), *eps = Input(tensors, 3);
   float *dx = Output(tensors, 4), *dgamma = Output(tensors, 5), *dbeta = Output(tensors, 6);
   const int64_t size = shapes[1][0], rows = Size(ranks[0], shapes[0]) / size;
-  std::vector<Moments> of_rows(rows);
+  std::vector<Row> of_rows(rows);
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
       const float *from = x + row * size, *slope = dy + row * size;
       float* to = dx + row * size;
-      const auto [mean, factor] = of_rows[row] = MomentsOf(from, size, *eps);
+      const auto [mean, factor] = of_rows[row] = RowOf(from, size, *eps);
       float plain = 0, normalised = 0;  // means of the normalised input's gradient, alone and times that input
 #pragma omp simd reduction(+ : plain, normalised)
       for (int64_t i = 0; i < size; ++i) {

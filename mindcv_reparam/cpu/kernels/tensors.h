@@ -39,4 +39,18 @@ inline int64_t Size(int rank, const int64_t* shape) {
   return size;
 }
 
+struct Moments {  // of numbers: their mean, and the sum of their squared distances from it
+  double mean, squares;
+};
+
+inline Moments MomentsOf(const float* x, int64_t size) {
+  float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += x[i];
+  const float mean = sum / size;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < size; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  return {mean, squares};
+}
+
 inline int64_t RoundUp(int64_t value) { return (value + kLanes - 1) / kLanes * kLanes; }

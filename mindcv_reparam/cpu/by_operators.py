@@ -47,7 +47,7 @@ class Pad(nn.Pad):
 
 
 class Apart(operations.Apart):
-    """By a transposition: slices by an index take ten times as long."""
+    """By a transposition: slices by an index take many times as long."""
 
     def construct(self, x):
         parts = ()
@@ -57,7 +57,7 @@ class Apart(operations.Apart):
 
 
 class Together(operations.Together):
-    """By a transposition, for a sixth of the time."""
+    """By a transposition, for a fraction of the time."""
 
     def construct(self, tensors):
         count, shape = len(tensors), tensors[0].shape
@@ -65,7 +65,7 @@ class Together(operations.Together):
 
 
 class _Doubled(nn.Cell):
-    """Each pixel four times, (N, C, H, W) → (N, C, 2H, 2W), by a product, for a fifteenth of MindSpore's time."""
+    """Each pixel four times, (N, C, H, W) → (N, C, 2H, 2W), by a product, for a fraction of MindSpore's time."""
 
     def __init__(self):
         super().__init__()

@@ -95,7 +95,7 @@ def graph_mode(pynative: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def few_blocks() -> Iterator[None]:
+def known_tiny() -> Iterator[None]:
     """This process knows the models that jobs of processes.py train."""
     with families_of(ENVIRONMENT[registry.VARIABLE]):
         yield

@@ -37,7 +37,7 @@ from mindcv_reparam import runtime  # noqa: E402
 from mindcv_reparam.files import written_whole  # noqa: E402
 
 JOB = ROOT / "tests" / "fault_job.py"
-EPOCHS, STEPS, BATCH = 3, 6, 4
+EPOCHS, STEPS, BATCH = 2, 6, 4
 ACCUMULATED = 2  # batches per update
 TIMINGS = {"img_per_s", "data_wait"}  # columns that no two runs share
 DAMAGED = "class1/001.png"

@@ -28,7 +28,7 @@ from mindcv_reparam.errors import UserError
 from mindcv_reparam.run.image_files import find_images
 from mindcv_reparam.tasks import TASKS, open_loader
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
+pytestmark = pytest.mark.usefixtures("known_tiny")
 ROOT = Path(__file__).parents[1]
 LITTER = (
     "cat/.ipynb_checkpoints/1-checkpoint.jpg", "cat/._1.jpg", "cat/.DS_Store", "cat/Thumbs.db", "cat/desktop.ini",

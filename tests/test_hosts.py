@@ -157,7 +157,7 @@ def weights(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("few_blocks", "images")
+@pytest.mark.usefixtures("known_tiny", "images")
 def test_msrun_loses_a_host_is_stopped_and_goes_on_to_the_weights_of_one_host(two_hosts, tmp_path):
     training = f"train.py {here(MSRUN, tmp_path).partition('train.py')[2].strip()}"
     state, final = f"{tmp_path}/run/{MODEL}_resume.npz", f"{tmp_path}/run/{MODEL}_final.ckpt"

@@ -146,7 +146,7 @@ def assert_same(run: Run, expected: Run) -> None:
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("at", [0, 3, 4, 7])
+@pytest.mark.parametrize("at", [0, pytest.param(3, marks=pytest.mark.exhaustive), 4, 7])
 def test_resumed_training_is_bit_identical(tmp_path, whole, at, monkeypatch):
     """Between two updates, in the middle and at the end of an epoch, between two log lines."""
     monkeypatch.setattr(interruption, "_PATIENCE", 600.0)  # with a compilation on a machine that is busy
@@ -431,7 +431,7 @@ def test_sigterm_while_the_step_compiles_ends_at_once_and_says_so(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_blocks")
+@pytest.mark.usefixtures("known_tiny")
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_impatient_signals_neither_cut_the_saving_short_nor_show_a_traceback(tmp_path, ranks):
     fault_injection.make_images(tmp_path / "images", damaged=False)

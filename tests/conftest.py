@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.exhaustive)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _at_once() -> None:
+    """Operators that run one by one do so at once: the threads that hand them on would take most of the time."""
+    import mindspore as ms
+
+    ms.set_context(pynative_synchronize=True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _frozen() -> None:
     """MindSpore collects garbage before each compilation; it need not walk all that was imported, 0.1 s every time."""

@@ -1,6 +1,6 @@
 """Operations as Cells, so that :mod:`cpu` can put others in their place; what is exported keeps these."""
 
-from mindspore import amp, nn, ops
+from mindspore import nn, ops
 
 from mindcv_reparam.private import Float32
 
@@ -61,10 +61,3 @@ class LayerNorm(Float32, nn.LayerNorm):
         super().__init__(
             (dim,), begin_norm_axis=-1, begin_params_axis=-1, gamma_init="ones", beta_init="zeros", epsilon=eps
         )
-
-
-class AllFinite(nn.Cell):
-    """Whether tensors have no infinity and no NaN; an Ascend 910 asks its status register instead."""
-
-    def construct(self, tensors):
-        return amp.all_finite(tensors)

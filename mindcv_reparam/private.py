@@ -11,6 +11,7 @@ from types import ModuleType
 
 import mindspore as ms
 from mindspore import nn, ops
+from mindspore.ops import signature
 
 
 def children(cell: nn.Cell) -> Mapping[str, nn.Cell | None]:
@@ -63,6 +64,23 @@ class CompiledOperator(ops.Custom):
 
     def __deepcopy__(self, memo: dict) -> "CompiledOperator":
         return self
+
+
+def changing(operator: ops.Custom, before: int, changed: int, behind: int) -> ops.Custom:
+    """Tell MindSpore that an operator writes into some of its inputs, Parameters, where they lie; returns it.
+
+    What reads them keeps its place in the order of the program, as with MindSpore's own `Assign`. Public: the outputs
+    of an operator, each assigned to its Parameter, which is one more copy and one more operator for each.
+
+    Args:
+        before: inputs that it only reads, then
+        changed: those that it writes into, then
+        behind: others that it only reads.
+    """
+    rights = [signature.sig_rw.RW_READ] * before + [signature.sig_rw.RW_WRITE] * changed
+    rights += [signature.sig_rw.RW_READ] * behind
+    operator.set_signatures([signature.make_sig(f"x{i}", right) for i, right in enumerate(rights)])
+    return operator.add_prim_attr("side_effect_mem", True)
 
 
 def mind_ir() -> ModuleType:

@@ -13,6 +13,7 @@
 DECLARE(convolution);
 DECLARE(convolution_input_grad);
 DECLARE(convolution_weight_grad);
+DECLARE(adam_update);
 DECLARE(all_finite);
 DECLARE(gelu_exact);
 DECLARE(gelu_exact_grad);
@@ -22,10 +23,13 @@ DECLARE(group_norm);
 DECLARE(group_norm_grad);
 DECLARE(layer_norm);
 DECLARE(layer_norm_grad);
+DECLARE(moving_average);
 DECLARE(scale);
 DECLARE(scale_grad);
+DECLARE(scaled);
 DECLARE(softmax);
 DECLARE(softmax_grad);
+DECLARE(square_sum);
 DECLARE(depthwise_3_1);
 DECLARE(depthwise_3_1_grad);
 DECLARE(depthwise_3_2);
@@ -128,8 +132,44 @@ void Convolutions() {
     close(dbias.data, eb, "dbias");
   }
 }
+// Tensors of no dimension, of no element, of one block and of several.
+void ManyTensors() {
+  std::vector<T> w{T({}), T({0}), T({3, 5}), T({20000})}, m = w, v = w, g = w, products = w;
+  T sum({1}), two({1}), scalars({6}), factors({3, 4}), average({2});
+  for (auto& x : v) {
+    for (auto& one : x.data) one = std::fabs(one);
+  }
+  two.data = {2}, scalars.data = {0.1f, 0.9f, 0.99f, 1e-8f, 1, 1}, average.data = {0.5f, 1};
+  std::vector<T*> all, update{&scalars, &factors}, scale{&two}, mean{&average};
+  for (auto& x : w) all.push_back(&x);
+  for (auto* tensors : {&w, &m, &v, &g}) {
+    for (auto& x : *tensors) update.push_back(&x);
+  }
+  for (auto* tensors : {&w, &products}) {
+    for (auto& x : *tensors) scale.push_back(&x);
+  }
+  for (auto* tensors : {&w, &m}) {
+    for (auto& x : *tensors) mean.push_back(&x);
+  }
+  for (auto* tensors : {&all, &update, &mean}) tensors->push_back(&sum);
+  double expected = 0;
+  for (auto& x : w) {
+    for (double one : x.data) expected += one * one;
+  }
+  Expect(!Call(square_sum, all) && std::fabs(sum.data[0] - expected) < 1e-6 * expected, "square sum");
+  Expect(!Call(scaled, scale) && products[3].data[19999] == 2 * w[3].data[19999], "scaled");
+  const float half = (w[3].data[17000] + m[3].data[17000]) / 2;
+  Expect(!Call(moving_average, mean) && std::fabs(w[3].data[17000] - half) < 1e-6, "average");
+  const float first = m[0].data[0] + (g[0].data[0] + factors.data[0] * w[0].data[0] - m[0].data[0]) * (1 - 0.9f);
+  Expect(!Call(adam_update, update) && std::fabs(m[0].data[0] - first) < 1e-6, "update");
+  Expect(!Call(all_finite, all) && sum.data[0] == 1, "finite");
+  w[0].data[0] = NAN;
+  Expect(!Call(all_finite, all) && sum.data[0] == 0, "not finite");
+}
+
 int main() {
   Convolutions();
+  ManyTensors();
   for (auto shape : {std::vector<int64_t>{1}, {3, 5, 7, 9}, {1, 1, 1, 1}, {2, 17, 1, 3}}) {
     T x(shape), dy(shape), y(shape);
     for (Op op : {gelu_exact, gelu_tanh}) Expect(!Call(op, {&x, &y}), "gelu");

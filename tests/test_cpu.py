@@ -12,8 +12,8 @@ from networks import NUM_CLASSES, SMALL, difference, random_images, randomise, s
 from mindcv_reparam.cpu import library as kernels
 from mindcv_reparam.cpu import use_kernels
 from mindcv_reparam.layers import GroupNorm, LayerScale, conv2d, gelu
+from mindcv_reparam.multi_tensor import AdamUpdate, AllFinite, MovingAverage, Scaled, SquareSum
 from mindcv_reparam.operations import (
-    AllFinite,
     Apart,
     Float32Softmax,
     Inside,
@@ -227,6 +227,99 @@ def test_all_finite(broken):
         spoiled = [np.ones_like(one) for one in tensors]
         spoiled[index][...] = np.nan
         assert not cell(tuple(map(Tensor, spoiled)))
+
+
+SHAPES = [(), (1,), (3, 5), (2, 3, 7, 7), (20000,), *[(4,)] * 62]  # more than one launch takes
+
+
+def tensors(seed: int, kind: type = np.float32) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(kind) for shape in SHAPES]
+
+
+def given(arrays: list[np.ndarray]) -> tuple[Tensor, ...]:
+    return tuple(map(Tensor, arrays))
+
+
+def replaced(cell: nn.Cell) -> nn.Cell:
+    new = use_kernels(nn.CellList([cell]))[0]
+    assert type(new) is not type(cell)
+    return new
+
+
+def test_square_sums_and_products_of_many_tensors():
+    x = tensors(0)
+    expected = sum((one.astype(np.float64) ** 2).sum() for one in x)
+    np.testing.assert_allclose(replaced(SquareSum())(given(x)).asnumpy(), expected, rtol=1e-6)
+    for y, one in zip(replaced(Scaled())(given(x), Tensor(0.37, ms.float32)), x, strict=True):
+        np.testing.assert_allclose(y.asnumpy(), one * np.float32(0.37), rtol=1e-6)
+        assert y.shape == one.shape
+
+
+def test_other_types_are_left_to_mindspore():
+    x = given(tensors(0, np.float16)[:3])
+    assert replaced(SquareSum())(x) == SquareSum()(x)
+    for y, expected in zip(replaced(Scaled())(x, Tensor(2.0)), Scaled()(x, Tensor(2.0)), strict=True):
+        assert y.dtype == expected.dtype
+        assert y.asnumpy().tobytes() == expected.asnumpy().tobytes()
+
+
+class InPlace(nn.Cell):
+    """What an update makes of Parameters, whose first element is read before and behind it."""
+
+    def __init__(self, update: nn.Cell, *changed: list[np.ndarray]):
+        super().__init__()
+        self.update = update
+        self.changed = tuple(
+            ms.ParameterTuple([ms.Parameter(Tensor(one), name=f"{i}.{j}") for j, one in enumerate(arrays)])
+            for i, arrays in enumerate(changed)
+        )
+
+    def construct(self, *rest):
+        before = self.changed[0][0] * 1.0
+        self.update(*self.changed, *rest)
+        return before, self.changed[0][0] * 1.0
+
+
+@pytest.mark.parametrize("moves", [None, True, False])
+def test_averages_of_many_tensors(moves):
+    average, value = tensors(0), tensors(1)
+    network = use_kernels(InPlace(MovingAverage(len(SHAPES)), average))
+    assert type(network.update) is not MovingAverage
+    moved = None if moves is None else Tensor(moves)
+    before, behind = network(given(value), Tensor(0.9, ms.float32), moved)
+    after = average if moves is False else [0.9 * one + 0.1 * two for one, two in zip(average, value)]
+    for found, expected in zip(network.changed[0], after, strict=True):
+        np.testing.assert_allclose(found.asnumpy(), expected, atol=0 if moves is False else 1e-6)
+    np.testing.assert_allclose([float(before), float(behind)], [average[0], after[0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("finite", [None, True, False])
+def test_adam_of_many_tensors(finite):
+    """By the formula in float64; what is not finite changes no bit."""
+    w, m, g = tensors(0), tensors(1), tensors(3)
+    v = [np.square(one) for one in tensors(2)]
+    rng = np.random.default_rng(4)
+    factors = tuple(tuple(map(float, rng.uniform(0.1, 1.0, len(SHAPES)))) for _ in range(3))
+    network = use_kernels(InPlace(AdamUpdate(*factors), w, m, v))
+    assert type(network.update) is not AdamUpdate
+    scalars = (1e-2, 0.9, 0.99, 1e-3, 0.7)
+    if finite is False:
+        g[3][0, 0, 0, 0] = np.nan
+    given_finite = None if finite is None else Tensor(finite)
+    network(given(g), *(Tensor(one, ms.float32) for one in scalars), given_finite)
+    step, beta1, beta2, eps, scale = scalars
+    for j in range(len(SHAPES)):
+        found = [of_kind[j].asnumpy() for of_kind in network.changed]
+        if finite is False:
+            assert [one.tobytes() for one in found] == [w[j].tobytes(), m[j].tobytes(), v[j].tobytes()]
+            continue
+        coupled, decoupled, factor = (of_kind[j] for of_kind in factors)
+        gradient = g[j].astype(np.float64) + coupled * w[j]
+        new_m, new_v = beta1 * m[j] + (1 - beta1) * gradient, beta2 * v[j] + (1 - beta2) * gradient**2
+        new_w = w[j] - step * factor * (new_m / (np.sqrt(new_v) + eps) + decoupled * scale * w[j])
+        for one, expected in zip(found, (new_w, new_m, new_v)):
+            np.testing.assert_allclose(one, expected, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["exact", "tanh"])

@@ -17,7 +17,7 @@ BASE = {
     *("suggestions", "packages", "errors", "kinds", "files", "settings", "untrusted"),
     *("archives", "fonts", "labels", "plain_paths", "tensors"),
 }
-CELLS = BASE | {"private", "fusion", "tree", "reparam", "stochastic", "layers", "operations"}
+CELLS = BASE | {"private", "fusion", "tree", "reparam", "stochastic", "layers", "operations", "multi_tensor"}
 WEIGHTS = BASE | {"reparam", "registry", "checkpoint_info", "network", "checkpoint", "zoo"}
 ALLOWED = {
     "__init__": {"reparam", "checkpoint", "registry", "run", "zoo"},  # the public names, loaded on first use
@@ -52,6 +52,7 @@ ALLOWED = {
     "reparam": BASE | {"fusion", "tree"},
     "stochastic": BASE | {"reparam"},
     "operations": {"private"},
+    "multi_tensor": set(),
     "layers": BASE | {"operations", "private", "fusion", "reparam", "runtime", "stochastic"},
     "formats": {"errors"},
     "registry": BASE | {"formats"},
@@ -76,7 +77,7 @@ ALLOWED = {
     "tasks": WEIGHTS | {"zoo", "features", "config", "data", "watch", "distributed", "precision", "report"},
     "training": WEIGHTS
     | {"tree", "zoo", "features", "config", "cpu", "data", "watch", "distributed", "precision", "stochastic", "tasks"}
-    | {"operations", "votes", "meeting"},
+    | {"multi_tensor", "votes", "meeting"},
 }
 WIRING = {"__main__", "commands"}
 WITHOUT_MINDSPORE = [

@@ -17,7 +17,8 @@ FAULTS = [(room.path, name, was, becomes) for room in ROOMS for name, (was, beco
 def test_a_fault_can_be_planted(path, name, was, becomes):
     source = (ROOT / path).read_text(encoding="utf-8")
     assert source.count(was) == 1
-    compile(source.replace(was, becomes), path, "exec")
+    if path.endswith(".py"):
+        compile(source.replace(was, becomes), path, "exec")
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=[room.path for room in ROOMS])

@@ -5,6 +5,7 @@ import copy
 import ctypes
 import inspect
 import re
+import subprocess
 from pathlib import Path
 
 import mindspore as ms
@@ -79,6 +80,37 @@ def test_float32_stays_when_the_network_is_cast():
 def test_a_compiled_operator_is_its_own_copy():
     operator = private.CompiledOperator("/nowhere.so:f", lambda x: x, lambda x: x, func_type="aot")
     assert copy.deepcopy(operator) is operator, BREAKS + "CompiledOperator"
+
+
+ADD = """
+extern "C" int add(int, void** data, int*, long long**, const char**, void*, void*) {
+  *(float*)data[3] = *(float*)data[1] += *(float*)data[0] * *(float*)data[2];
+  return 0;
+}
+"""
+
+
+class Changes(nn.Cell):
+    """Reads a Parameter, changes it by an operator where it lies, and reads it again."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.count = Parameter(Tensor([1.0]), name="count")
+        operator = private.CompiledOperator(f"{file}:add", lambda *x: [1], lambda *x: x[0], func_type="aot")
+        self.add = private.changing(operator, 1, 1, 1)
+
+    def construct(self, x):
+        before = self.count * 1.0
+        self.add(x, self.count, x)
+        return before, self.count * 1.0
+
+
+def test_what_an_operator_changes_is_read_in_the_order_of_the_program(tmp_path):
+    (tmp_path / "add.cc").write_text(ADD)
+    subprocess.run(["g++", "-shared", "-fPIC", "add.cc", "-o", "add.so"], cwd=tmp_path, check=True)
+    network = Changes(tmp_path / "add.so")
+    for begin in (1.0, 5.0):
+        assert [float(y[0]) for y in network(Tensor([2.0]))] == [begin, begin + 4], BREAKS + "changing"
 
 
 def test_the_classes_of_a_mindir_file_are_there():

@@ -228,7 +228,7 @@ def test_the_verdict_is_mindspores_which_knows_the_device(monkeypatch):
     def status_of_the_device(gradients):
         return ops.less(ops.zeros_like(gradients[0]).sum(), 0)
 
-    monkeypatch.setattr("mindcv_reparam.operations.amp.all_finite", status_of_the_device)
+    monkeypatch.setattr("mindcv_reparam.multi_tensor.amp.all_finite", status_of_the_device)
     step = slope_step(loss_scale=LossScale(1024.0, dynamic=True))
     assert not call(step, np.ones(8, np.float32), np.zeros(1, np.float32))[2]
     assert (step.skipped.asnumpy(), step.loss_scale.value.asnumpy()) == (1, 512.0)

@@ -12,8 +12,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindcv_reparam import layers, operations, private, stochastic, tree
-from mindcv_reparam.cpu import by_operators
-from mindcv_reparam.cpu.library import library, lift_onednn_limit
+from mindcv_reparam.cpu import by_operators, multi_tensor
+from mindcv_reparam.cpu.library import Kernel, library, lift_onednn_limit
 from mindcv_reparam.runtime import limit_onednn
 
 MAP, ANY_RANK = (4,), tuple(range(1, 9))  # ranks of operands
@@ -25,7 +25,6 @@ KERNEL_SIZES, STRIDES = (3, 5, 7), (1, 2)  # of the depthwise convolutions that 
 
 
 _log = logging.getLogger(__name__)
-_finite = ops.MultitypeFuncGraph("finite")
 
 
 def use_kernels(net: nn.Cell, alone: bool = False) -> nn.Cell:
@@ -87,18 +86,11 @@ def _takes(
     return channels is None or (shape[-3] == channels and shape[-2] >= height and shape[-1] >= width)
 
 
-class _Kernel(private.CompiledOperator):
-    """A kernel as an operator; ``shapes`` gives the outputs' shapes from the inputs', by default the types too."""
-
-    def __init__(self, name: str, shapes: Callable, types: Callable | None = None):
-        super().__init__(f"{library()}:{name}", shapes, types or shapes, func_type="aot")
-
-
 class _Gelu(nn.Cell):
     def __init__(self, name: str):
         super().__init__()
-        self.forward = _Kernel(name, lambda x: x)
-        self.backward = _Kernel(f"{name}_grad", lambda x, dy: x)
+        self.forward = Kernel(name, lambda x: x)
+        self.backward = Kernel(f"{name}_grad", lambda x, dy: x)
 
     def construct(self, x):
         return self.forward(x)
@@ -128,8 +120,8 @@ class _Depthwise(nn.Cell):
         def shapes(x, weight, bias):
             return [x[0], weight[0], *((side - 1) // stride + 1 for side in x[2:])]
 
-        self.forward = _Kernel(name, shapes, lambda x, weight, bias: x)
-        self.backward = _Kernel(f"{name}_grad", lambda x, weight, dy, bias: (x, weight, bias))
+        self.forward = Kernel(name, shapes, lambda x, weight, bias: x)
+        self.backward = Kernel(f"{name}_grad", lambda x, weight, dy, bias: (x, weight, bias))
 
     def construct(self, x, weight, bias):
         return self.forward(x, weight, bias)
@@ -150,7 +142,7 @@ class _Convolution(nn.Cell):
 
         def kernel(name: str, shapes: Callable, types: Callable | None = None) -> ops.Custom:
             # MindSpore takes two operators of one name and equal attributes and inputs for the same one.
-            return _Kernel(name, shapes, types).add_prim_attr("geometry", geometry)
+            return Kernel(name, shapes, types).add_prim_attr("geometry", geometry)
 
         def convolved(x, weight, bias, geometry):
             return [x[0], weight[0], *_output_sides(conv, x[2:])]
@@ -227,8 +219,8 @@ class _Normalise(nn.Cell):
     def __init__(self, name: str, eps: float):
         super().__init__()
         self.eps = Tensor([eps], ms.float32)
-        self.forward = _Kernel(name, lambda x, gamma, beta, eps: x)
-        self.backward = _Kernel(f"{name}_grad", lambda x, gamma, dy, eps: (x, gamma, gamma))
+        self.forward = Kernel(name, lambda x, gamma, beta, eps: x)
+        self.backward = Kernel(f"{name}_grad", lambda x, gamma, dy, eps: (x, gamma, gamma))
 
     def construct(self, x, gamma, beta):
         return self.forward(x, gamma, beta, self.eps)
@@ -255,8 +247,8 @@ class GroupNorm(layers.GroupNorm):
 class _Softmax(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.forward = _Kernel("softmax", lambda x: x)
-        self.backward = _Kernel("softmax_grad", lambda y, dy: y)
+        self.forward = Kernel("softmax", lambda x: x)
+        self.backward = Kernel("softmax_grad", lambda y, dy: y)
 
     def construct(self, x):
         return self.forward(x)
@@ -295,8 +287,8 @@ class _Scale(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.product = _Kernel("scale", lambda x, factors: x)
-        self.factors_gradient = _Kernel("scale_grad", lambda x, dy, factors: factors)
+        self.product = Kernel("scale", lambda x, factors: x)
+        self.factors_gradient = Kernel("scale_grad", lambda x, dy, factors: factors)
 
     def construct(self, x, factors):
         return self.product(x, factors)
@@ -331,22 +323,6 @@ class DropPath(stochastic.DropPath):
         return self.product(x, self.factors(x))
 
 
-@_finite.register("Function", "Tensor")
-def _is_finite(kernel, x):
-    return kernel(x) if _takes(x.dtype, x.shape, ANY_RANK) else ops.cast(ops.isfinite(x).all(), ms.float32).reshape(1)
-
-
-class AllFinite(operations.AllFinite):
-    def __init__(self):
-        super().__init__()
-        self.finite = _Kernel("all_finite", lambda x: [1], lambda x: x)
-        self.map = ops.HyperMap()
-        self.add_n = ops.AddN()
-
-    def construct(self, tensors):
-        return self.add_n(self.map(ops.partial(_finite, self.finite), tensors)).reshape(()) == len(tensors)
-
-
 _WITH_STATE: dict[type[nn.Cell], Callable[[nn.Cell], nn.Cell]] = {
     nn.GELU: Gelu,
     nn.Conv2d: Conv2d,
@@ -354,9 +330,9 @@ _WITH_STATE: dict[type[nn.Cell], Callable[[nn.Cell], nn.Cell]] = {
     layers.LayerScale: LayerScale,
     operations.LayerNorm: LayerNorm,
     stochastic.DropPath: DropPath,
+    **multi_tensor.REPLACEMENTS,
 }
 _WITHOUT: dict[type[nn.Cell], type[nn.Cell]] = {
-    operations.AllFinite: AllFinite,
     operations.Softmax: Softmax,
     operations.Float32Softmax: Float32Softmax,
     **by_operators.REPLACEMENTS,

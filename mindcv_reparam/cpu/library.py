@@ -13,11 +13,12 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+from mindcv_reparam import private
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.files import cache_folder
-from mindcv_reparam.private import onednn_file
 from mindcv_reparam.runtime import cpu_flags
 
 SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
@@ -46,6 +47,13 @@ def library() -> Path | None:
         return None
 
 
+class Kernel(private.CompiledOperator):
+    """A kernel as an operator; ``shapes`` gives the outputs' shapes from the inputs', by default the types too."""
+
+    def __init__(self, name: str, shapes: Callable, types: Callable | None = None):
+        super().__init__(f"{library()}:{name}", shapes, types or shapes, func_type="aot")
+
+
 class _Version(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("major", "minor", "patch")),
@@ -57,7 +65,7 @@ class _Version(ctypes.Structure):
 @functools.cache
 def _onednn() -> tuple[Path, ctypes.CDLL]:
     """MindSpore's own oneDNN, loaded: what needs a library of that name is then content with it."""
-    path = onednn_file()
+    path = private.onednn_file()
     library = ctypes.CDLL(str(path))
     library.dnnl_version.restype = ctypes.POINTER(_Version)
     version = library.dnnl_version().contents

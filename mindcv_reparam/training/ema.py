@@ -6,18 +6,7 @@ from contextlib import contextmanager
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-_average = ops.MultitypeFuncGraph("average")
-_masked_average = ops.MultitypeFuncGraph("masked_average")
-
-
-@_average.register("Tensor", "Tensor", "Tensor")
-def _move_average(decay, shadow, parameter):
-    return ops.assign(shadow, shadow * decay + parameter * (1.0 - decay))
-
-
-@_masked_average.register("Tensor", "Tensor", "Tensor", "Tensor")
-def _move_average_or_not(moves, decay, shadow, parameter):
-    return ops.assign(shadow, ops.select(moves, shadow * decay + parameter * (1.0 - decay), shadow))
+from mindcv_reparam.multi_tensor import MovingAverage
 
 
 class WeightAverage(nn.Cell):
@@ -36,7 +25,7 @@ class WeightAverage(nn.Cell):
         for parameter in self.shadow:
             parameter.requires_grad = False
         self.updates = Parameter(Tensor(0.0, ms.float32), name="ema.updates", requires_grad=False)
-        self.map = ops.HyperMap()
+        self.move = MovingAverage(len(self.online))
 
     def construct(self, moves: Tensor | None = None) -> bool:
         """Account for one update, or where the scalar ``moves`` is False for none, bit for bit."""
@@ -45,10 +34,7 @@ class WeightAverage(nn.Cell):
         decay = (
             self.decay * (1.0 - ops.exp(-updates / self.warmup)) if self.warmup > 0.0 else self.decay + 0.0 * updates
         )
-        if moves is None:
-            self.map(ops.partial(_average, decay), self.shadow, self.online)
-        else:
-            self.map(ops.partial(_masked_average, moves, decay), self.shadow, self.online)
+        self.move(self.shadow, self.online, decay, moves)
         return True
 
     @contextmanager

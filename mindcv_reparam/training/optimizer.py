@@ -16,26 +16,13 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindcv_reparam.checkpoint import classifier_prefixes
 from mindcv_reparam.errors import UserError
 from mindcv_reparam.features import in_backbone
+from mindcv_reparam.multi_tensor import AdamUpdate, times
 
 _momentum_update = ops.MultitypeFuncGraph("momentum_update")
 _masked_momentum_update = ops.MultitypeFuncGraph("masked_momentum_update")
-_adamw_update = ops.MultitypeFuncGraph("adamw_update")
-_adam_update = ops.MultitypeFuncGraph("adam_update")
 _lamb_update = ops.MultitypeFuncGraph("lamb_update")
 _masked_lamb_update = ops.MultitypeFuncGraph("masked_lamb_update")
-_zero_unless = ops.MultitypeFuncGraph("zero_unless")
-_fused_adam = ops.AdamWeightDecay()
 BLOCKS = r"stages?\.?\d+\.(blocks\.)?\d+\."  # stages of blocks, in most names
-
-
-def _times(rate, factor):
-    """The graph holds no multiplication where the factor, a constant of compilation, is 1."""
-    return rate if factor == 1.0 else rate * factor
-
-
-@_zero_unless.register("Tensor", "Tensor")
-def _select_or_zero(finite, gradient):
-    return ops.select(finite, gradient, ops.zeros_like(gradient))
 
 
 def _momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_decay, lr_factor):
@@ -44,7 +31,7 @@ def _momentum(nesterov, momentum, lr, parameter, velocity, gradient, weight_deca
         gradient = gradient + weight_decay * parameter
     next_velocity = momentum * velocity + gradient
     direction = gradient + momentum * next_velocity if nesterov else next_velocity
-    return next_velocity, parameter - _times(lr, lr_factor) * direction
+    return next_velocity, parameter - times(lr, lr_factor) * direction
 
 
 @_momentum_update.register("Bool", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float")
@@ -62,21 +49,6 @@ def _update_momentum_or_not(finite, nesterov, momentum, lr, parameter, velocity,
     return ops.assign(parameter, ops.depend(moved, done))
 
 
-@_adamw_update.register(
-    "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float"
-)
-def _update_adamw(beta1, beta2, step_size, eps, decay_scale, parameter, m, v, gradient, weight_decay, lr_factor):
-    step_size = _times(step_size, lr_factor)
-    return _fused_adam(parameter, m, v, step_size, beta1, beta2, eps, weight_decay * decay_scale, gradient)
-
-
-@_adam_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Float", "Float")
-def _update_adam(beta1, beta2, step_size, eps, parameter, m, v, gradient, weight_decay, lr_factor):
-    if weight_decay > 0.0:
-        gradient = gradient + weight_decay * parameter
-    return _fused_adam(parameter, m, v, _times(step_size, lr_factor), beta1, beta2, eps, 0.0, gradient)
-
-
 def _lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, gradient, weight_decay, lr_factor):
     """The next moments and the next parameter."""
     next_m = beta1 * m + (1.0 - beta1) * gradient
@@ -88,7 +60,7 @@ def _lamb(beta1, beta2, correction1, correction2, lr, eps, parameter, m, v, grad
     update_norm = ops.sqrt((update * update).sum())
     both = ops.logical_and(weight_norm > 0.0, update_norm > 0.0)
     trust = ops.select(both, weight_norm / ops.maximum(update_norm, 1e-30), ops.ones_like(weight_norm))
-    return next_m, next_v, parameter - _times(lr, lr_factor) * trust * update
+    return next_m, next_v, parameter - times(lr, lr_factor) * trust * update
 
 
 @_lamb_update.register(
@@ -192,20 +164,6 @@ class _Adaptive(Optimizer):
         ops.assign(self.updates, updates if finite is None else self.updates + ops.cast(finite, ms.float32))
         return -ops.expm1(updates * self.log_beta1), -ops.expm1(updates * self.log_beta2)
 
-    def masked(
-        self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Rate, β₁, β₂ and gradients with which the fused kernel changes nothing where `finite` is False."""
-        if finite is None:
-            return lr, self.beta1, self.beta2, gradients
-        one = ops.ones_like(lr)
-        return (
-            ops.select(finite, lr, ops.zeros_like(lr)),
-            ops.select(finite, self.beta1, one),
-            ops.select(finite, self.beta2, one),
-            self.map(ops.partial(_zero_unless, finite), gradients),
-        )
-
 
 class AdamW(_Adaptive):
     """AdamW with bias correction and decoupled weight decay (arXiv 1711.05101; PyTorch's `AdamW`).
@@ -214,46 +172,29 @@ class AdamW(_Adaptive):
     `s = lr·√(1−β₂ᵗ)/(1−β₁ᵗ)`, `ε′ = ε·√(1−β₂ᵗ)` and `λ′ = λ·lr/s` that is AdamW exactly.
     """
 
+    decoupled = True
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        none = (0.0,) * len(self.parameters)
+        decays = (none, self.weight_decays) if self.decoupled else (self.weight_decays, none)
+        self.update = AdamUpdate(*decays, self.lr_factors)
+
     def construct(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None = None) -> bool:
         correction1, correction2 = self.bias_corrections(finite)
         root2 = ops.sqrt(correction2)
-        lr, beta1, beta2, gradients = self.masked(lr, gradients, finite)
-        self.map(
-            ops.partial(
-                _adamw_update,
-                beta1,
-                beta2,
-                lr * root2 / correction1,
-                self.eps * root2,
-                correction1 / root2,
-            ),
-            self.parameters,
-            self.moment1,
-            self.moment2,
-            gradients,
-            self.weight_decays,
-            self.lr_factors,
+        self.update(
+            *(self.parameters, self.moment1, self.moment2, gradients),
+            *(lr * root2 / correction1, self.beta1, self.beta2, self.eps * root2, correction1 / root2),
+            finite,
         )
         return True
 
 
-class Adam(_Adaptive):
+class Adam(AdamW):
     """Adam with bias correction; weight decay is added to the gradient (PyTorch's `Adam`). The kernel is `AdamW`'s."""
 
-    def construct(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None = None) -> bool:
-        correction1, correction2 = self.bias_corrections(finite)
-        root2 = ops.sqrt(correction2)
-        lr, beta1, beta2, gradients = self.masked(lr, gradients, finite)
-        self.map(
-            ops.partial(_adam_update, beta1, beta2, lr * root2 / correction1, self.eps * root2),
-            self.parameters,
-            self.moment1,
-            self.moment2,
-            gradients,
-            self.weight_decays,
-            self.lr_factors,
-        )
-        return True
+    decoupled = False
 
 
 class Lamb(_Adaptive):

@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindcv_reparam.errors import UserError
-from mindcv_reparam.operations import AllFinite
+from mindcv_reparam.multi_tensor import AllFinite, Scaled, SquareSum
 from mindcv_reparam.tasks.normalization import Normalization
 from mindcv_reparam.tasks.objective import Objective
 from mindcv_reparam.training.ema import WeightAverage
@@ -16,7 +16,6 @@ from mindcv_reparam.training.reduction import create_reducer
 
 _accumulate = ops.MultitypeFuncGraph("accumulate")
 _clear = ops.MultitypeFuncGraph("clear")
-_square_sum = ops.MultitypeFuncGraph("square_sum")
 
 
 @_accumulate.register("Tensor", "Tensor")
@@ -27,12 +26,6 @@ def _add_to(total, gradient):
 @_clear.register("Tensor")
 def _set_to_zero(total):
     return ops.assign(total, ops.zeros_like(total))
-
-
-@_square_sum.register("Tensor")
-def _square_sum_of(gradient):
-    """Not by L2Loss, whose running sum on a CPU loses 2e-3 of two million squares."""
-    return ops.square(gradient).sum()
 
 
 class ScaledForward(nn.Cell):
@@ -149,14 +142,12 @@ class TrainStep(nn.Cell):
         self.totals: Any = (
             optimizer.parameters.clone(prefix="accumulated", init="zeros") if accumulation_steps > 1 else None
         )
-        self.finite = AllFinite()
+        self.finite, self.square_sum, self.scaled = AllFinite(), SquareSum(), Scaled()
         self.skipped = Parameter(Tensor(0, ms.int32), name="skipped_updates", requires_grad=False)
         self.forward = ScaledForward(objective, self.loss_scale.active, normalize)
         self.value_and_grad = ms.value_and_grad(self.forward, None, optimizer.parameters, has_aux=True)
         self.accumulated = AccumulatedUpdate(self) if accumulation_steps > 1 else None
         self.map = ops.HyperMap()
-        self.mul = ops.Mul()
-        self.add_n = ops.AddN()
         self.set_train(True)
 
     def __call__(
@@ -197,13 +188,13 @@ class TrainStep(nn.Cell):
         factor = 1.0 / (self.loss_scale.value * self.accumulation_steps)
         norm = ops.zeros_like(lr)
         if self.measures_norm:
-            norm = ops.sqrt(self.add_n(self.map(_square_sum, gradients))) * factor
+            norm = ops.sqrt(self.square_sum(gradients)) * factor
         finite = ops.isfinite(norm) if self.norm_tells else self.all_finite(gradients)
         if self.clip_norm is not None:
             finite = ops.logical_and(finite, ops.isfinite(norm))
             factor = factor * (self.clip_norm / ops.maximum(norm, self.clip_norm))
         if self.rescales:
-            gradients = self.map(ops.partial(self.mul, factor), gradients)
+            gradients = self.scaled(gradients, factor)
         if self.checks_overflow:
             self.update_weights(lr, gradients, finite)
             ops.assign_add(self.skipped, 1 - ops.cast(finite, ms.int32))

@@ -516,19 +516,50 @@ ROOMS = (
                 "updates if finite is None else self.updates + ops.cast(finite, ms.float32)",
                 "updates",
             ),
-            "the mean fades": ("ops.select(finite, self.beta1, one)", "self.beta1"),
-            "the variance fades": ("ops.select(finite, self.beta2, one)", "self.beta2"),
-            "weights decay": ("ops.select(finite, lr, ops.zeros_like(lr))", "lr"),
         },
+    ),
+    Room(
+        "mindcv_reparam/multi_tensor.py",
+        "tests/test_training_waits.py",
+        {
+            "the mean fades": ("ops.select(finite, beta1, one)", "beta1"),
+            "the variance fades": ("ops.select(finite, beta2, one)", "beta2"),
+            "weights decay": ("ops.select(finite, step_size, ops.zeros_like(step_size))", "step_size"),
+            "a skip moves the average": (
+                "ops.select(moves, average * decay",
+                "ops.select(moves == moves, average * decay",
+            ),
+        },
+    ),
+    Room(
+        "mindcv_reparam/cpu/kernels/multi_tensor.cc",
+        "tests/test_cpu.py -k many",
+        {
+            "a skip moves the average": ("if (moves == 0) return 0;", ""),
+            "a skip updates": ("if (s[5] == 0) return 0;", ""),
+            "only the first block": ("begin += kBlock", "begin += size"),
+            "one factor for all": ("factors[2 * n + k]", "factors[2 * n]"),
+            "no decay of the weight": (" + decoupled * weight[j]", ""),
+            "no decay in the gradient": (" + coupled * weight[j]", ""),
+        },
+    ),
+    Room(
+        "mindcv_reparam/cpu/multi_tensor.py",
+        "tests/test_cpu.py -k many",
+        {
+            "only what one launch takes": ("_sizes(len(cell.factors[0]))", "_sizes(len(cell.factors[0]))[:1]"),
+            "factors of the first part": ("self.tables[i]", "self.tables[0]"),
+        },
+    ),
+    Room(
+        "mindcv_reparam/private.py",
+        "tests/test_private.py -k changes",
+        {"an order of its own": ('operator.add_prim_attr("side_effect_mem", True)', "operator")},
     ),
     Room(
         "mindcv_reparam/training/ema.py",
         "tests/test_training_waits.py",
         {
-            "a skip moves the average": (
-                "ops.select(moves, shadow * decay",
-                "ops.select(moves == moves, shadow * decay",
-            ),
             "a skip counts": ("(1.0 if moves is None else ops.cast(moves, ms.float32))", "1.0"),
         },
     ),

@@ -9,7 +9,8 @@
 #include <cstring>
 
 #define OPERATOR(name) \
-  extern "C" int name(int, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*)
+  extern "C" int name([[maybe_unused]] int count, void** tensors, [[maybe_unused]] int* ranks, \
+                      [[maybe_unused]] int64_t** shapes, const char**, void*, void*)
 
 // Floats of a vector register: compilers keep vectors of no other length in registers.
 #if defined(__AVX512F__)

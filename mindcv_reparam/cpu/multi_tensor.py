@@ -1,0 +1,134 @@
+"""Kernels that take the tensors of a whole network at once.
+
+MindSpore launches an operator in some 20 µs, an AdamW update on two busy cores in 900, and compiles each of them: for a
+small network that is half of a training step.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from mindcv_reparam import multi_tensor, private
+from mindcv_reparam.cpu.library import Kernel
+
+AT_ONCE = 64  # tensors: what MindSpore does about the inputs of one operator takes time with their square
+
+_type_of = ops.MultitypeFuncGraph("type_of")
+
+
+@_type_of.register("Tensor")
+def _type_of_tensor(x):
+    return x.dtype
+
+
+@ops.constexpr
+def _all_float32(types: tuple[ms.Type, ...]) -> bool:
+    return all(kind == ms.float32 for kind in types)
+
+
+class AllFinite(multi_tensor.AllFinite):
+    def __init__(self, cell: multi_tensor.AllFinite) -> None:
+        super().__init__()
+        self.kernel = Kernel("all_finite", lambda *x: [1], lambda *x: x[0])
+        self.map, self.add_n = ops.HyperMap(), ops.AddN()
+
+    def construct(self, tensors):
+        if not _all_float32(self.map(_type_of, tensors)):
+            return super().construct(tensors)
+        verdicts = ()
+        for begin in range(0, len(tensors), AT_ONCE):
+            verdicts += (self.kernel(*tensors[begin : begin + AT_ONCE]),)
+        return self.add_n(verdicts).reshape(()) == len(verdicts)
+
+
+class SquareSum(multi_tensor.SquareSum):
+    def __init__(self, cell: multi_tensor.SquareSum) -> None:
+        super().__init__()
+        self.kernel = Kernel("square_sum", lambda *x: [1], lambda *x: x[0])
+
+    def construct(self, tensors):
+        if not _all_float32(self.map(_type_of, tensors)):
+            return super().construct(tensors)
+        sums = ()
+        for begin in range(0, len(tensors), AT_ONCE):
+            sums += (self.kernel(*tensors[begin : begin + AT_ONCE]),)
+        return self.add_n(sums).reshape(())
+
+
+class Scaled(multi_tensor.Scaled):
+    def __init__(self, cell: multi_tensor.Scaled) -> None:
+        super().__init__()
+        self.kernel = Kernel("scaled", lambda factor, *x: x)
+
+    def construct(self, tensors, factor):
+        if not _all_float32(self.map(_type_of, tensors)):
+            return super().construct(tensors, factor)
+        scaled = ()
+        for begin in range(0, len(tensors), AT_ONCE):
+            scaled += self.kernel(factor.reshape(1), *tensors[begin : begin + AT_ONCE])
+        return scaled
+
+
+def _in_place(name: str, constants: int, changed: int, read: int) -> Kernel:
+    """A kernel that gives nothing of interest and changes Parameters: those behind so many other inputs."""
+    return private.changing(Kernel(name, lambda *x: [1], lambda *x: x[0]), constants, changed, read)
+
+
+class MovingAverage(multi_tensor.MovingAverage):
+    def __init__(self, cell: multi_tensor.MovingAverage) -> None:
+        super().__init__(cell.number)
+        sizes = _sizes(cell.number)
+        self.kernels = tuple(_in_place("moving_average", 1, size, size) for size in sizes)
+
+    def construct(self, averages, values, decay, moves):
+        if not _all_float32(self.map(_type_of, averages + values)):
+            return super().construct(averages, values, decay, moves)
+        moves = ops.ones_like(decay) if moves is None else ops.cast(moves, ms.float32)
+        scalars, done = ops.stack((decay, moves)), ()
+        for i in range(len(self.kernels)):
+            begin, end = i * AT_ONCE, (i + 1) * AT_ONCE
+            done += (self.kernels[i](scalars, *averages[begin:end], *values[begin:end]),)
+        return done
+
+
+class AdamUpdate(multi_tensor.AdamUpdate):
+    def __init__(self, cell: multi_tensor.AdamUpdate) -> None:
+        super().__init__(*cell.factors)
+        sizes = _sizes(len(cell.factors[0]))
+        self.kernels = tuple(_in_place("adam_update", 2, 3 * size, size) for size in sizes)
+        table = np.array(cell.factors, np.float32)
+        self.tables = tuple(Tensor(table[:, i * AT_ONCE : (i + 1) * AT_ONCE]) for i in range(len(sizes)))
+
+    def construct(self, parameters, moment1, moment2, gradients, step_size, beta1, beta2, eps, decay_scale, finite):
+        if not _all_float32(self.map(_type_of, parameters + gradients)):
+            return super().construct(
+                parameters, moment1, moment2, gradients, step_size, beta1, beta2, eps, decay_scale, finite
+            )
+        updates = ops.ones_like(step_size) if finite is None else ops.cast(finite, ms.float32)
+        scalars, done = ops.stack((step_size, beta1, beta2, eps, decay_scale, updates)), ()
+        for i in range(len(self.kernels)):
+            begin, end = i * AT_ONCE, (i + 1) * AT_ONCE
+            done += (
+                self.kernels[i](
+                    *(scalars, self.tables[i]),
+                    *parameters[begin:end],
+                    *moment1[begin:end],
+                    *moment2[begin:end],
+                    *gradients[begin:end],
+                ),
+            )
+        return done
+
+
+def _sizes(number: int) -> list[int]:
+    """Of the parts of so many tensors."""
+    return [min(AT_ONCE, number - begin) for begin in range(0, number, AT_ONCE)]
+
+
+REPLACEMENTS = {
+    multi_tensor.AllFinite: AllFinite,
+    multi_tensor.SquareSum: SquareSum,
+    multi_tensor.Scaled: Scaled,
+    multi_tensor.MovingAverage: MovingAverage,
+    multi_tensor.AdamUpdate: AdamUpdate,
+}

@@ -15,6 +15,8 @@ from mindcv_reparam.errors import UserError
 from mindcv_reparam.models.positions import resize_position_embedding
 from mindcv_reparam.zoo import model_from_checkpoint
 
+# What networks compute is compared, not how they are compiled.
+pytestmark = pytest.mark.usefixtures("pynative")
 ROOT = Path(__file__).parents[1]
 HPARAMS = {"num_classes": 10, "img_size": 32}
 

@@ -7,6 +7,7 @@ import pickled
 import pytest
 from goldens import Golden, names
 from safetensors.numpy import load_file, save_file
+from test_goldens import LARGER
 
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.__main__ import main
@@ -71,7 +72,13 @@ def test_a_rule_does_not_invent_negative_indices():
 # -- Names and arrays -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(
+    "name",  # a deeper network of a family, or the weights that training begins with, has no other names
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive if LARGER.search(name) or name.startswith("train-") else ())
+        for name in names()
+    ],
+)
 def test_the_inverse_of_a_conversion_is_the_identity(name):
     state = Golden(name).state
     conversion = convert(state)

@@ -83,7 +83,7 @@ def test_a_backbone_without_norms_of_its_outputs_gets_none():
         ("rtdetr_r34vd", {}),
         ("rtdetr_r50vd_m", {}),
         ("rtdetr_r50vd", {}),
-        ("rtdetr_r101vd", {}),
+        pytest.param("rtdetr_r101vd", {}, marks=pytest.mark.exhaustive),
         ("rtdetr_fastvit_t8", {}),
         ("rtdetr_visformer_tiny_v2", {"img_size": [640, 640]}),
         ("rtdetr_riformer_xs", {"output_norms": True}),
@@ -202,7 +202,7 @@ def presnet(depths: tuple[int, ...], bottleneck: bool) -> dict[str, tuple[int, .
         ("rtdetr_r18vd", (2, 2, 2, 2), False),
         ("rtdetr_r34vd", (3, 4, 6, 3), False),
         ("rtdetr_r50vd", (3, 4, 6, 3), True),
-        ("rtdetr_r101vd", (3, 4, 23, 3), True),
+        pytest.param("rtdetr_r101vd", (3, 4, 23, 3), True, marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_published_resnet_is_the_backbone(model, depths, bottleneck):

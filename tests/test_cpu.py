@@ -74,7 +74,7 @@ GEOMETRIES = {
 
 
 class Weighted(nn.Cell):
-    """A sum of outputs, each with another weight, so that no gradient cancels."""
+    """A sum of outputs, each with another weight, so that no gradient cancels; and the outputs."""
 
     def __init__(self, cell: nn.Cell, weight: Tensor):
         super().__init__()
@@ -82,18 +82,23 @@ class Weighted(nn.Cell):
         self.weight = weight
 
     def construct(self, x):
-        return (self.cell(x) * self.weight).sum()
+        y = self.cell(x)
+        return (y * self.weight).sum(), y
 
 
-def results(cell: nn.Cell, x: Tensor) -> list[np.ndarray]:
-    """The output and the gradients for the input and every parameter."""
-    y = cell(x)
-    weighted = Weighted(cell, Tensor(np.random.default_rng(1).normal(size=y.shape), ms.float32))
-    parameters = ms.ParameterTuple(cell.get_parameters())
-    if not parameters:
-        return [y.asnumpy(), ms.jit(ms.grad(weighted, 0))(x).asnumpy()]
-    input_gradient, gradients = ms.jit(ms.grad(weighted, 0, parameters))(x)
-    return [y.asnumpy(), input_gradient.asnumpy(), *(gradient.asnumpy() for gradient in gradients)]
+def results(cell: nn.Cell, x: Tensor, compiled: bool = True) -> list[np.ndarray]:
+    """The output and the gradients for the input and every parameter, of one graph or operator by operator."""
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        weight = Tensor(np.random.default_rng(1).normal(size=cell(x).shape), ms.float32)
+        parameters = ms.ParameterTuple(cell.get_parameters())
+        gradient = ms.value_and_grad(Weighted(cell, weight), 0, parameters or None, has_aux=True)
+        (_, y), slopes = (ms.jit(gradient) if compiled else gradient)(x)
+    finally:
+        ms.set_context(mode=mode)
+    slopes = (slopes[0], *slopes[1]) if parameters else (slopes,)
+    return [one.asnumpy() for one in (y, *slopes)]
 
 
 def assert_same(make, shape: tuple[int, ...]) -> None:
@@ -102,7 +107,7 @@ def assert_same(make, shape: tuple[int, ...]) -> None:
     assert type(fast[0]) is not type(plain[0])
     assert [p.name for p in fast.get_parameters()] == [p.name for p in plain.get_parameters()]
     x = Tensor(np.random.default_rng(0).normal(0.3, 2.0, shape), ms.float32)
-    for actual, expected in zip(results(fast, x), results(plain, x)):
+    for actual, expected in zip(results(fast, x), results(plain, x, compiled=False), strict=True):
         assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
@@ -118,7 +123,9 @@ def test_padding(paddings):
     x = random_images((5, 7))
     net = use_kernels(nn.SequentialCell(nn.Pad(paddings)))
     assert type(net[0]) is not nn.Pad
-    for found, wanted in zip(results(net, x), results(nn.SequentialCell(nn.Pad(paddings)), x), strict=True):
+    for found, wanted in zip(
+        results(net, x), results(nn.SequentialCell(nn.Pad(paddings)), x, compiled=False), strict=True
+    ):
         assert np.array_equal(found, wanted)
     mirrored = use_kernels(nn.SequentialCell(nn.Pad(paddings, "REFLECT")))
     assert type(mirrored[0]) is nn.Pad
@@ -177,7 +184,7 @@ def test_what_other_operators_compute_is_the_same(make):
     (name, _), (_, cell) = plain[0].name_cells().popitem(), fast[0].name_cells().popitem()
     assert type(cell) is not type(plain[0].name_cells()[name])
     x = random_images((5, 3))
-    (y, gradient), (expected, slope) = results(fast, x), results(plain, x)
+    (y, gradient), (expected, slope) = results(fast, x), results(plain, x, compiled=False)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=2e-6)
 
@@ -542,10 +549,11 @@ def test_gradients_of_networks(family):
     images = random_images().asnumpy()
     labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
     gradients = []
-    for prepare in (use_kernels, lambda net: net):
+    for fast in (True, False):
         net = small_network(family)
         seed_masks(net, 0)
-        gradients.append(gradients_by_name(prepare(net), nn.CrossEntropyLoss(), images, labels))
+        net = use_kernels(net) if fast else net
+        gradients.append(gradients_by_name(net, nn.CrossEntropyLoss(), images, labels, compiled=fast))
     fast, expected = gradients
     assert list(fast) == list(expected)
     largest = max(np.abs(gradient).max() for gradient in expected.values())

@@ -101,12 +101,15 @@ pytestmark = pytest.mark.usefixtures("pynative")
 
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory):
-    """Of every family, the fully fused network and its MindIR with a dynamic batch."""
-    found = {}
-    for family in SMALL:
-        net = network(family, "full")
-        found[family] = net, export(net, tmp_path_factory.mktemp(family), (None, 3, *IMAGE_SIZE))
-    return found
+    """By family, once asked for: the fully fused network and its MindIR with a dynamic batch."""
+
+    class Exported(dict):
+        def __missing__(self, family: str) -> tuple[nn.Cell, Path]:
+            net = network(family, "full")
+            self[family] = net, export(net, tmp_path_factory.mktemp(family), (None, 3, *IMAGE_SIZE))
+            return self[family]
+
+    return Exported()
 
 
 # -- Networks ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from mindcv_reparam.models.gfnet import (
     resize_filter,
 )
 
+# test_features_are_channels_first compiles.
+pytestmark = pytest.mark.usefixtures("pynative")
 SIZES = [(8, 6), (7, 5), (6, 7), (9, 4), (1, 2)]
 
 
@@ -79,7 +81,7 @@ def test_the_graph_has_no_fourier_transform(network):
     [
         ("gfnet_h_ti", 15_085_096),
         pytest.param("gfnet_h_s", 32_162_632, marks=pytest.mark.slow),
-        pytest.param("gfnet_h_b", 53_744_200, marks=pytest.mark.slow),
+        pytest.param("gfnet_h_b", 53_744_200, marks=(pytest.mark.slow, pytest.mark.exhaustive)),
     ],
 )
 def test_parameter_counts_are_the_authors(name, count):
@@ -87,7 +89,7 @@ def test_parameter_counts_are_the_authors(name, count):
 
 
 @pytest.mark.slow
-def test_features_are_channels_first(network):
+def test_features_are_channels_first(graph_mode, network):
     expected = [(2, channels, 64 // stride, 96 // stride) for channels, stride in zip((8, 16, 24, 32), (4, 8, 16, 32))]
     assert [
         (2, info["channels"], 64 // info["stride"], 96 // info["stride"]) for info in network.feature_info

@@ -53,9 +53,11 @@ BETWEEN = {
 
 
 # Of the blocks of a smaller one that is tested; their own sizes are in the published numbers of parameters. Of another
-# size of the image, or MindCV's names for visformer_tiny, which those of visformer_tiny_v2 are as well.
+# size of the image, MindCV's names for visformer_tiny, which those of visformer_tiny_v2 are as well, or Apple's for
+# fastvit_t8, which are among those of fastvit_sa12.
 LARGER = re.compile(
     r"gfnet_h_[sb]|former_(s24|s36|m36|m48)|fastvit_(t12|s12|sa24|sa36|ma36)|visformer_small|_384|mindcv-visformer_tiny$"
+    r"|apple-fastvit_t8"
 )
 
 

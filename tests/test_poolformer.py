@@ -12,10 +12,14 @@ from mindcv_reparam.layers import LayerScale
 from mindcv_reparam.models.metaformer import Block, FusedBlock
 from mindcv_reparam.models.poolformer import PoolMixer
 
+# test_reparam_graph.py compiles.
+pytestmark = pytest.mark.usefixtures("pynative")
+
 
 def parametrized(*rows):
     """Creating the large models takes seconds."""
-    return [pytest.param(*row, marks=() if row[0].endswith("s12") else pytest.mark.slow) for row in rows]
+    larger = (pytest.mark.slow, pytest.mark.exhaustive)
+    return [pytest.param(*row, marks=larger if "36" in row[0] or "48" in row[0] else ()) for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from networks import SMALL, cells, random_images, small_network
 from mindcv_reparam import create_model
 from mindcv_reparam.reparam import reparameterize
 
+# Its training and its export are compiled by the tests of what holds for every family.
+pytestmark = pytest.mark.usefixtures("pynative")
+
 
 @pytest.fixture(scope="module")
 def network():

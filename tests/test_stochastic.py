@@ -71,6 +71,7 @@ def test_masks_of_samples_are_the_documented_hash():
         assert kept[0, output].tolist() == [bits >> 8 >= int(RATE * 2**24) for bits in hashes]
 
 
+@pytest.mark.usefixtures("by_operator")
 def test_corners_of_rectangles_are_independent():
     """Of the table that a mask is: a sum of hashes of rows and columns alone would make every fourth corner a function
     of the other three. Bounds are five standard deviations, the sizes of disjoint rectangles."""
@@ -91,6 +92,7 @@ def test_the_graph_holds_no_constant_as_large_as_a_map(kind):
     assert len(compiled(network, x)) < 2**18
 
 
+@pytest.mark.usefixtures("by_operator")
 @pytest.mark.parametrize("kind", [Dropout, DropPath])
 def test_rate_and_independence(kind):
     """Of calls, layers, uses of one layer, ranks and seeds, by correlation; all bounds are five standard deviations."""
@@ -122,6 +124,7 @@ def test_precision_and_mode_do_not_change_the_masks():
     ms.set_context(mode=ms.GRAPH_MODE, jit_syntax_level=ms.STRICT)
 
 
+@pytest.mark.usefixtures("by_operator")
 def test_a_restored_state_continues_the_masks():
     network = Network(DropPath)
     seed_masks(network, seed=0)
@@ -169,6 +172,7 @@ def test_nothing_in_evaluation_nor_among_the_parameters_nor_after_fusing():
     assert all(isinstance(cell, nn.Identity) for cell in reparameterize(network))
 
 
+@pytest.mark.usefixtures("by_operator")
 def test_unseeded_layers_differ_and_rate_zero_drops_nothing():
     kept = masks(Network(), calls=1)
     assert not np.array_equal(kept[0, 0], kept[0, 2])

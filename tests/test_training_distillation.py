@@ -44,6 +44,7 @@ def expected_distillation(kind: str, alpha: float, tau: float) -> float:
     return (1 - alpha) * base + alpha * taught
 
 
+@pytest.mark.usefixtures("by_operator")
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize(("alpha", "tau"), [(0.5, 1.0), (0.3, 4.0), (1.0, 2.0)])
 def test_distillation_is_its_formula(kind, alpha, tau):
@@ -78,6 +79,7 @@ class Pair(nn.Cell):
         return self.function(x, y)
 
 
+@pytest.mark.usefixtures("by_operator")
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 40, 5, 6), (2, 64, 28, 28)])
 @pytest.mark.parametrize("distance", [1.0, 0.03])
 def test_relations_are_compared_as_defined(shape, distance):
@@ -134,6 +136,7 @@ def expected_terms(taught: list, blocks: list) -> np.ndarray:
     return terms
 
 
+@pytest.mark.usefixtures("by_operator")
 @pytest.mark.parametrize("factors", [FACTORS, (0.0, 0.7, 0.0), (0.3, 0.0, 0.0), (0.0, 0.0, 2.0), (0.0, 0.0, 0.0)])
 def test_imitation_is_the_weighted_sum_of_its_terms(factors):
     taught, blocks = fake_blocks()
@@ -170,6 +173,7 @@ def test_a_phase_ends_without_compiling_again():
     assert len(graphs_of(function)) == 1
 
 
+@pytest.mark.usefixtures("by_operator")
 def test_gradient_takes_the_teacher_as_constant():
     taught, blocks = fake_blocks()
     for target, block in zip(taught, blocks):

@@ -1,6 +1,6 @@
 """Bundles with altered fields, bytes and files: verify, infer and the server's loading say one line and never hang.
 
-150 cases by default; ``MINDCV_REPARAM_FUZZ=5000 python -m pytest tests/test_bundle_fuzz.py`` tries as many.
+100 cases by default; ``MINDCV_REPARAM_FUZZ=5000 python -m pytest tests/test_bundle_fuzz.py`` tries as many.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from mindcv_reparam.serving.model import load_model
 from mindcv_reparam.serving.refused import Refused
 from mindcv_reparam.tasks.classification.results import softmax
 
-CASES = int(os.environ.get("MINDCV_REPARAM_FUZZ", "150"))
+CASES = int(os.environ.get("MINDCV_REPARAM_FUZZ", "100"))
 SECONDS = 20  # that one command may take on a busy machine
 DESCRIPTIONS = ("bundle.json", "preprocessing.json")
 FILES = (*DESCRIPTIONS, "labels.txt", "SHA256SUMS", "sample/image.png", "sample/input.npy", "sample/expected.npz")

@@ -323,38 +323,39 @@ def alive(pid):
 
 
 @pytest.fixture
-def three_processes(folder, monkeypatch):
-    monkeypatch.setattr(loader, "_usable_cores", lambda: 3)
-    with make_loader(folder, num_parallel_workers=3, batch_size=1, epoch_size=50) as batches:
+def two_processes(folder, monkeypatch):
+    monkeypatch.setattr(loader, "_usable_cores", lambda: 2)
+    monkeypatch.setattr(loader, "_MOST_THREADS", 0)
+    with make_loader(folder, num_parallel_workers=2, batch_size=1, epoch_size=50) as batches:
         yield batches
 
 
 @pytest.mark.slow
-def test_processes_leave_signals_to_their_parent(three_processes):
-    list(three_processes.epoch(0))
-    for pid in process_ids(three_processes):
+def test_processes_leave_signals_to_their_parent(two_processes):
+    list(two_processes.epoch(0))
+    for pid in process_ids(two_processes):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(pid, number)
-    assert len(list(three_processes.epoch(1))) == 11
+    assert len(list(two_processes.epoch(1))) == 11
 
 
 @pytest.mark.slow
-def test_processes_outlive_an_epoch_and_end_with_the_loader(three_processes):
-    list(three_processes.epoch(0))
-    first = process_ids(three_processes)
-    list(three_processes.epoch(1))
-    assert process_ids(three_processes) == first
+def test_processes_outlive_an_epoch_and_end_with_the_loader(two_processes):
+    list(two_processes.epoch(0))
+    first = process_ids(two_processes)
+    list(two_processes.epoch(1))
+    assert process_ids(two_processes) == first
     assert all(alive(pid) for pid in first)
-    three_processes.close()
+    two_processes.close()
     assert not any(alive(pid) for pid in first)
-    assert len(list(three_processes.epoch(2))) == 11  # a closed loader starts again
+    assert len(list(two_processes.epoch(2))) == 11  # a closed loader starts again
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_reported(three_processes):
-    epoch = three_processes.epoch(0)
+def test_a_killed_worker_is_reported(two_processes):
+    epoch = two_processes.epoch(0)
     next(epoch)
-    for pid in process_ids(three_processes):
+    for pid in process_ids(two_processes):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"a data worker died \(signal SIGKILL\)"):
         list(epoch)

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from here import restored, run_here
 from networks import SMALL, randomise
 from onnx import TensorProto, helper
 from PIL import Image, ImageDraw
 
+import validate
 from mindcv_reparam import create_model, reparameterize
 from mindcv_reparam.__main__ import main
 from mindcv_reparam.bundle.checksums import write_checksums
@@ -554,9 +556,20 @@ def digits(tmp_path_factory):
 def test_top1_is_that_of_validation_whatever_runs_the_model(digits, tmp_path, monkeypatch):
     checkpoint, bundle, data = digits / "net.ckpt", digits / "bundle", digits / "data/val"
     report = tmp_path / "report.json"
-    arguments = ["--ckpt_path", checkpoint, "--data_dir", digits / "data", "--batch_size", 50, "--output", report]
-    command = [sys.executable, ROOT / "validate.py", *arguments]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    arguments = [
+        "--ckpt_path",
+        checkpoint,
+        "--data_dir",
+        digits / "data",
+        "--batch_size",
+        50,
+        "--output",
+        report,
+        "--mode",
+        1,
+    ]
+    with restored():
+        run_here(validate, *arguments)
     validated = json.loads(report.read_text())
     assert validated["samples"] == 360
 

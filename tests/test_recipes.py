@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from here import parse, restored
-from networks import SMALL
+from networks import SMALL, SMALL_DETECTOR
 
 from mindcv_reparam import create_model
 from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
@@ -261,10 +261,10 @@ def test_two_updates_of_a_detectors_recipe(tmp_path, monkeypatch):
     import train
     from mindcv_reparam.training import assembly
 
-    sizes = dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 24, 32))
-    small = dict(encoder_dim=16, encoder_feedforward=16, num_blocks=1, num_heads=2, hidden_dim=16, dim_feedforward=16)
-    small |= dict(num_layers=2, num_queries=30, **sizes)
-    monkeypatch.setattr(assembly, "create_model", lambda model, **options: create_model(model, **small, **options))
+    sizes = {name: SMALL_DETECTOR[name] for name in ("depths", "embed_dims")}
+    monkeypatch.setattr(
+        assembly, "create_model", lambda name, **options: create_model(name, **options | SMALL_DETECTOR)
+    )
     save_checkpoint(tmp_path / "c.ckpt", create_model("riformer_s12", **sizes), CheckpointInfo("riformer_s12", {}))
     settings = {
         **dict(device_target="CPU", distribute=None, dataset="scenes", num_parallel_workers=1, image_resize=64),

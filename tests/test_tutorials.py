@@ -12,7 +12,7 @@ from test_documents import command_lines, spoken
 import export
 import train
 import validate
-from mindcv_reparam import create_model
+from mindcv_reparam import create_model, registry, zoo
 from mindcv_reparam.__main__ import main
 from mindcv_reparam.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
 
@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "tutorials" / "fine-tune.md"
 CLASSES = {"daisy": (240, 240, 60), "rose": (200, 30, 60), "tulip": (120, 60, 200)}
 SCRIPTS = {"train": train, "validate": validate, "export": export}
-# Small and short; the operators run one by one, since compiling each command's network would take most of the time.
+# Short, on a small network, whose operators run one by one: compiling it for each command would take most of the time.
+SMALL = dict(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), mlp_ratio=2)
 SHORT = {
     "train": "--epoch_size 1 --decay_epochs 1 --warmup_epochs 0 --image_resize 64 --mode 1",
     "probe": "--image_resize 64 --mode 1",
@@ -28,7 +29,17 @@ SHORT = {
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def small():
+    """The tutorial's model has few blocks here."""
+    zoo.import_family("fastvit")
+    network, hyper_parameters = registry.VARIANTS["fastvit_t8"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.VARIANTS, "fastvit_t8", (network, {**hyper_parameters, **SMALL}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def workplace(small, tmp_path_factory):
     """A folder with flowers of three colours, other photographs, weights as timm names them, and the recipes."""
     folder, rng = tmp_path_factory.mktemp("tutorial"), np.random.default_rng(0)
     for name, colour in CLASSES.items():

@@ -15,13 +15,12 @@ def gradients_by_name(
     network.set_train(True)
     parameters = network.trainable_params()
     forward = ScaledForward(ClassificationObjective(network, loss), scaled=False)
-    value_and_grad = ms.value_and_grad(forward, None, parameters, has_aux=True)
     mode = ms.get_context("mode")
     ms.set_context(mode=mode if compiled else ms.PYNATIVE_MODE)
     try:
-        _, gradients = (ms.jit(value_and_grad) if compiled else value_and_grad)(
-            Tensor(images), Tensor(labels), Tensor(1.0, ms.float32)
-        )
+        value_and_grad = ms.value_and_grad(forward, None, parameters, has_aux=True)
+        value_and_grad = ms.jit(value_and_grad) if compiled else value_and_grad
+        _, gradients = value_and_grad(Tensor(images), Tensor(labels), Tensor(1.0, ms.float32))
     finally:
         ms.set_context(mode=mode)
     return {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients)}

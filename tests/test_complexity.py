@@ -117,7 +117,13 @@ SMALLEST = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name",  # of riformer_s12, those at another size are counted below
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive if name in ("gfnet_h_ti", "riformer_s12") else ())
+        for name in SMALLEST
+    ],
+)
 def test_what_is_on_file_is_what_the_networks_cost(name):
     """The parity tests, which build every network, hold the parameters of the others to the file."""
     net = create_model(name).set_train(False)

@@ -146,7 +146,7 @@ def test_objects_are_counted_over_the_ranks(golden, criterion):
         assert got[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_two_ranks_with_half_the_images_have_one_s_terms_on_average():
+def test_two_ranks_with_half_the_images_have_one_s_terms_on_average(by_operator):
     """Where the outputs are the same: they are not behind a batch normalisation. Groups of denoising queries are those
     of the fullest image, which both halves have here; the objects they share are not the same number."""
     rng = np.random.default_rng(0)

@@ -49,6 +49,11 @@ def test_maps_have_the_channels_and_strides_that_are_told(backbone, maps):
     assert [feature.shape for feature in maps] == told
 
 
+@pytest.mark.parametrize(
+    "classifier",
+    [pytest.param(family, marks=pytest.mark.exhaustive if family == "riformer" else ()) for family in SMALL],
+    indirect=True,
+)
 def test_a_backbone_compiles(graph_mode, classifier, maps):
     net = feature_network(classifier)
     for feature, expected in zip(net(random_images()), maps, strict=True):

@@ -107,7 +107,7 @@ def test_networks_are_made_with_the_arguments_of_every_family(plain):
         create_model("plain_a", depth=(1, 1))
 
 
-def test_maps_and_pooled_features_are_those_of_the_classifier(network):
+def test_maps_and_pooled_features_are_those_of_the_classifier(network, by_operator):
     images = random_images((16, 16))
     state = {p.name: p for p in network.get_parameters()}
     backbone = create_model("plain_b", **HPARAMS, features_only=True)
@@ -125,7 +125,7 @@ def test_maps_and_pooled_features_are_those_of_the_classifier(network):
 
 
 @pytest.mark.parametrize("level", ["branches", "full"])
-def test_it_fuses_to_plain_convolutions(network, level):
+def test_it_fuses_to_plain_convolutions(network, level, by_operator):
     fused = reparameterize(network, level)
     assert cells(network, nn.BatchNorm2d)
     assert not cells(fused, nn.BatchNorm2d)

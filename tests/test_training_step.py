@@ -213,13 +213,13 @@ def test_large_gradients_are_finite_though_their_norm_is_not():
 
 
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}], ids=["plain", "clipping"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_one_value_that_is_not_finite_is_seen(value, options):
-    slope = np.ones(8, np.float32)
-    slope[5] = value
+def test_one_value_that_is_not_finite_is_seen(options):
     step = slope_step(drop_overflow_update=True, **options)
-    assert not call(step, slope, np.zeros(1, np.float32))[2]
-    np.testing.assert_array_equal(step.network.weight.asnumpy(), np.zeros(8))
+    for value in (np.nan, np.inf, -np.inf):
+        slope = np.ones(8, np.float32)
+        slope[5] = value
+        assert not call(step, slope, np.zeros(1, np.float32))[2], value
+        np.testing.assert_array_equal(step.network.weight.asnumpy(), np.zeros(8))
 
 
 def test_the_verdict_is_mindspores_which_knows_the_device(monkeypatch):

@@ -243,7 +243,7 @@ def test_every_norm_of_a_family_is_synchronised(family):
     "family",
     ["fastvit", *(pytest.param(family, marks=pytest.mark.exhaustive) for family in ("visformer", "regnet"))],
 )
-def test_every_synchronised_norm_normalises_in_training(family):
+def test_every_synchronised_norm_normalises_in_training(family, by_operator):
     """One in evaluation mode would keep its statistics, one that is left out would give another output."""
     net, expected, images = synchronize(small_network(family), "Ascend"), small_network(family), random_images()
     before = arrays(net)

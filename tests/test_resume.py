@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -38,7 +37,6 @@ from mindcv_reparam.training.schedule import learning_rates
 from mindcv_reparam.training.step import TrainStep
 from mindcv_reparam.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 EPOCHS, STEPS, CLASSES = 2, 5, 4
 
 
@@ -383,12 +381,11 @@ def test_what_differs_between_ranks_is_saved_for_each(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_killed_and_resumed():
+@pytest.mark.usefixtures("known_tiny")
+def test_two_ranks_killed_and_resumed(tmp_path, capfd):
     """A signal to one of two ranks through the fault injection, which compares with the uninterrupted run."""
-    command = [sys.executable, "tests/fault_injection.py", "--runs", "1", "--ranks", "2"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert re.search(r"1 of 1 interrupted runs ended as the uninterrupted", result.stdout)
+    assert fault_injection.interrupt(tmp_path, 0, 2, fault_injection.FAULTS[0]), capfd.readouterr()
+    assert re.search(r"^\| 2 \| SIGTERM to a rank \| \d+ \| 143 \| .* \| True \| True \|$", capfd.readouterr().out)
 
 
 @pytest.mark.slow

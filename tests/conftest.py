@@ -21,7 +21,7 @@ prepare("CPU", seed=0)
 COMPANIONS = re.compile(r"poolformer|gfnet|regnet")
 OF_EVERY_FAMILY = {
     *("test_cpu", "test_export_graph", "test_export_lite", "test_export_onnx", "test_features", "test_goldens"),
-    *("test_reparam", "test_training_precision"),
+    *("test_reparam", "test_reparam_graph", "test_training_precision"),
 }
 
 

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from mindcv_reparam.training.step import TrainStep
 
 
-def class_indices(batch: int) -> "ms.Tensor":
+def class_indices(net: "nn.Cell", batch: int) -> "ms.Tensor":
     import mindspore as ms
 
     return ms.Tensor(np.arange(batch), ms.int32)
 
 
-def objects(batch: int) -> tuple["ms.Tensor", ...]:
+def objects(net: "nn.Cell", batch: int) -> tuple["ms.Tensor", ...]:
     """Eight to an image, as in transformers_network.py, in the forms that train.py gives a detector."""
     import mindspore as ms
 
@@ -41,9 +41,8 @@ def objects(batch: int) -> tuple["ms.Tensor", ...]:
     labels[:, :8], boxes[:, :8] = np.arange(8), np.stack([1 - side, side, side, side], axis=1)
     valid = np.broadcast_to(np.arange(100) < 8, (batch, 100))
     noise = Noise.draw(np.random.default_rng(0), batch, 200, 80)
-    made = denoise(
-        labels, boxes, valid, noise, num_classes=80, num_queries=300, label_noise_ratio=0.5, box_noise_scale=1.0
-    )
+    ratios = dict(label_noise_ratio=0.5, box_noise_scale=1.0)
+    made = denoise(labels, boxes, valid, noise, num_classes=80, num_queries=net.num_queries, **ratios)
     return ms.mutable(tuple(map(ms.Tensor, (labels, boxes, valid, *made.arrays()))))
 
 
@@ -59,7 +58,7 @@ def train_step(net: "nn.Cell", model: str, batch: int) -> tuple["TrainStep", obj
 
     task = task_of(model)
     objective = task.objective(Config(model=model, num_classes=1000), net, (), "O0", 1)
-    return TrainStep(objective, create_optimizer(net, "adamw", weight_decay=0.05)), TARGETS[task.name](batch)
+    return TrainStep(objective, create_optimizer(net, "adamw", weight_decay=0.05)), TARGETS[task.name](net, batch)
 
 
 def outputs_of(outputs: object) -> tuple["ms.Tensor", ...]:

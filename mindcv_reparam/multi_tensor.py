@@ -1,7 +1,10 @@
 """Operations on all of a network's tensors, as Cells, so that :mod:`cpu` can put one kernel in the place of an operator
 per tensor."""
 
-from mindspore import amp, nn, ops
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from mindspore import Parameter, Tensor, amp, nn, ops
 
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _average = ops.MultitypeFuncGraph("average")
@@ -98,6 +101,22 @@ class MovingAverage(nn.Cell):
         if moves is None:
             return self.map(ops.partial(_average, decay), averages, values)
         return self.map(ops.partial(_masked_average, moves, decay), averages, values)
+
+    @contextmanager
+    def in_place_of(self, values: Sequence[Parameter], averages: Sequence[Parameter]) -> Iterator[None]:
+        """Within the block the values are the averages, which are not to be read there; afterwards both are as before,
+        bit for bit. On the device, and in place, since a compiled step keeps the memory it writes."""
+        held = [value.value() for value in values]  # copies
+        try:
+            _assign(values, averages)
+            yield
+        finally:
+            _assign(values, held)
+
+
+def _assign(parameters: Sequence[Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values):
+        ops.assign(parameter, value)
 
 
 class AdamUpdate(nn.Cell):

@@ -15,6 +15,7 @@ DECLARE(convolution_input_grad);
 DECLARE(convolution_weight_grad);
 DECLARE(adam_update);
 DECLARE(all_finite);
+DECLARE(exchange);
 DECLARE(gelu_exact);
 DECLARE(gelu_exact_grad);
 DECLARE(gelu_tanh);
@@ -162,6 +163,9 @@ void ManyTensors() {
   Expect(!Call(moving_average, mean) && std::fabs(w[3].data[17000] - half) < 1e-6, "average");
   const float first = m[0].data[0] + (g[0].data[0] + factors.data[0] * w[0].data[0] - m[0].data[0]) * (1 - 0.9f);
   Expect(!Call(adam_update, update) && std::fabs(m[0].data[0] - first) < 1e-6, "update");
+  mean.erase(mean.begin());  // w and m
+  const float last = w[3].data[19999], other = m[3].data[19999];
+  Expect(!Call(exchange, mean) && w[3].data[19999] == other && m[3].data[19999] == last, "exchange");
   Expect(!Call(all_finite, all) && sum.data[0] == 1, "finite");
   w[0].data[0] = NAN;
   Expect(!Call(all_finite, all) && sum.data[0] == 0, "not finite");

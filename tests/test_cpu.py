@@ -301,6 +301,35 @@ def test_averages_of_many_tensors(moves):
     np.testing.assert_allclose([float(before), float(behind)], [average[0], after[0]], atol=1e-6)
 
 
+def bits(parameters: ms.ParameterTuple) -> list[bytes]:
+    return [parameter.asnumpy().tobytes() for parameter in parameters]
+
+
+class Reads(nn.Cell):
+    def __init__(self, parameter: ms.Parameter):
+        super().__init__()
+        self.parameter = parameter
+
+    def construct(self):
+        return self.parameter * 1.0
+
+
+def test_many_averages_in_place_of_the_weights_and_back():
+    """What a compiled graph reads, too, and after an error within."""
+    network = use_kernels(InPlace(MovingAverage(len(SHAPES)), tensors(0), tensors(1)))
+    weights, averages = network.changed
+    before = bits(weights), bits(averages)
+    move, read = network.update, Reads(weights[2])
+    assert read().asnumpy().tobytes() == before[0][2]
+    with move.in_place_of(weights, averages):
+        assert bits(weights) == before[1]
+        assert read().asnumpy().tobytes() == before[1][2]
+    assert read().asnumpy().tobytes() == before[0][2]
+    with pytest.raises(ValueError, match="within"), move.in_place_of(weights, averages):
+        raise ValueError("within")
+    assert (bits(weights), bits(averages)) == before
+
+
 @pytest.mark.parametrize("finite", [None, True, False])
 def test_adam_of_many_tensors(finite):
     """By the formula in float64; what is not finite changes no bit."""

@@ -4,9 +4,12 @@ MindSpore launches an operator in some 20 µs, an AdamW update on two busy cores
 small network that is half of a training step.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 
 from mindcv_reparam import multi_tensor, private
 from mindcv_reparam.cpu.library import Kernel
@@ -79,6 +82,7 @@ class MovingAverage(multi_tensor.MovingAverage):
         super().__init__(cell.number)
         sizes = _sizes(cell.number)
         self.kernels = tuple(_in_place("moving_average", 1, size, size) for size in sizes)
+        self.exchanges = tuple(_in_place("exchange", 0, 2 * size, 0) for size in sizes)
 
     def construct(self, averages, values, decay, moves):
         if not _all_float32(self.map(_type_of, averages + values)):
@@ -89,6 +93,24 @@ class MovingAverage(multi_tensor.MovingAverage):
             begin, end = i * AT_ONCE, (i + 1) * AT_ONCE
             done += (self.kernels[i](scalars, *averages[begin:end], *values[begin:end]),)
         return done
+
+    @contextmanager
+    def in_place_of(self, values: Sequence[Parameter], averages: Sequence[Parameter]) -> Iterator[None]:
+        if any(parameter.dtype != ms.float32 for parameter in (*values, *averages)):
+            with super().in_place_of(values, averages):
+                yield
+            return
+        self._exchange(values, averages)
+        try:
+            yield
+        finally:
+            self._exchange(values, averages)
+
+    def _exchange(self, values: Sequence[Parameter], averages: Sequence[Parameter]) -> None:
+        """Operator by operator, since a graph would have to be compiled; done when this returns."""
+        for begin, kernel in zip(range(0, self.number, AT_ONCE), self.exchanges):
+            part = slice(begin, begin + AT_ONCE)
+            kernel(*values[part], *averages[part]).asnumpy()
 
 
 class AdamUpdate(multi_tensor.AdamUpdate):

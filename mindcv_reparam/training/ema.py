@@ -1,7 +1,6 @@
 """Exponential moving average of a network's weights."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -37,17 +36,6 @@ class WeightAverage(nn.Cell):
         self.move(self.shadow, self.online, decay, moves)
         return True
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within the block the network holds the averaged weights; afterwards its own, bit for bit."""
-        # On the device, by `value`, which is a copy; and in place, since a compiled step keeps the memory it writes.
-        held = [online.value() for online in self.online]
-        try:
-            self._assign(self.shadow)
-            yield
-        finally:
-            self._assign(held)
-
-    def _assign(self, values: Iterable[Tensor]) -> None:
-        for online, value in zip(self.online, values):
-            ops.assign(online, value)
+    def applied(self) -> AbstractContextManager[None]:
+        """Within its block the network holds the averaged weights; afterwards its own, bit for bit."""
+        return self.move.in_place_of(self.online, self.shadow)

@@ -272,11 +272,6 @@ ROOMS = (
         "mindcv_reparam/training/ema.py",
         "tests/test_training_step.py -k average",
         {
-            "averages are not swapped back": (
-                "        finally:\n            self._assign(held)",
-                "        finally:\n            pass",
-            ),
-            "what was held is not a copy": ("online.value() for online", "online for online"),
             "warm-up counted from 0": ("(1.0 if moves is None", "(0.0 if moves is None"),
         },
     ),
@@ -532,6 +527,17 @@ ROOMS = (
         },
     ),
     Room(
+        "mindcv_reparam/multi_tensor.py",
+        "tests/test_training_step.py -k average",
+        {
+            "averages are not swapped back": (
+                "        finally:\n            _assign(values, held)",
+                "        finally:\n            pass",
+            ),
+            "what was held is not a copy": ("value.value() for value", "value for value"),
+        },
+    ),
+    Room(
         "mindcv_reparam/cpu/kernels/multi_tensor.cc",
         "tests/test_cpu.py -k many",
         {
@@ -539,6 +545,7 @@ ROOMS = (
             "a skip updates": ("if (s[5] == 0) return 0;", ""),
             "only the first block": ("begin += kBlock", "begin += size"),
             "one factor for all": ("factors[2 * n + k]", "factors[2 * n]"),
+            "nothing changes places": ("x + blocks[i].end", "x + blocks[i].begin"),
             "no decay of the weight": (" + decoupled * weight[j]", ""),
             "no decay in the gradient": (" + coupled * weight[j]", ""),
         },
@@ -549,6 +556,10 @@ ROOMS = (
         {
             "only what one launch takes": ("_sizes(len(cell.factors[0]))", "_sizes(len(cell.factors[0]))[:1]"),
             "factors of the first part": ("self.tables[i]", "self.tables[0]"),
+            "averages stay in place": (
+                "        finally:\n            self._exchange(values, averages)",
+                "        finally:\n            pass",
+            ),
         },
     ),
     Room(

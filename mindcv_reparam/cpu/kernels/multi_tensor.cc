@@ -1,5 +1,6 @@
 // Operators on the tensors of a whole network at once: one launch instead of one per tensor.
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -102,6 +103,19 @@ OPERATOR(moving_average) {
     for (int64_t j = blocks[i].begin; j < blocks[i].end; ++j) {
       average[j] = average[j] * decay + value[j] * (1 - decay);
     }
+  }
+  return 0;
+}
+
+// n tensors, n others → 0; each changes places with its other
+OPERATOR(exchange) {
+  const int n = (count - 1) / 2;
+  *Output(tensors, count - 1) = 0;
+  const std::vector<Block> blocks = Blocks(0, n, ranks, shapes);
+#pragma omp parallel for schedule(static)
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    float* x = Output(tensors, blocks[i].tensor);
+    std::swap_ranges(x + blocks[i].begin, x + blocks[i].end, Output(tensors, n + blocks[i].tensor) + blocks[i].begin);
   }
   return 0;
 }

@@ -25,7 +25,12 @@ OF_EVERY_FAMILY = {
 }
 
 
+# Files that take minutes, or wait for most of their time: begun first, so that no worker is left with one at the end.
+FIRST = ("test_resume", "test_scripts", "test_watch", "test_distributed", "test_hosts", "test_detection_resume")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in FIRST)
     for item in items:
         if item.path.stem in OF_EVERY_FAMILY and COMPANIONS.search(item.name.partition("[")[2]):
             item.add_marker(pytest.mark.exhaustive)

@@ -254,8 +254,9 @@ def replaced(cell: nn.Cell) -> nn.Cell:
     return new
 
 
-def test_square_sums_and_products_of_many_tensors():
-    x = tensors(0)
+@pytest.mark.parametrize("number", [1, 65, len(SHAPES)])  # of the last launch: 1, 1, 3
+def test_square_sums_and_products_of_many_tensors(number):
+    x = tensors(0)[-number:]
     expected = sum((one.astype(np.float64) ** 2).sum() for one in x)
     np.testing.assert_allclose(replaced(SquareSum())(given(x)).asnumpy(), expected, rtol=1e-6)
     for y, one in zip(replaced(Scaled())(given(x), Tensor(0.37, ms.float32)), x, strict=True):

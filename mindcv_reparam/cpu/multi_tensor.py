@@ -1,7 +1,6 @@
 """Kernels that take the tensors of a whole network at once.
 
-MindSpore launches an operator in some 20 µs, an AdamW update on two busy cores in 900, and compiles each of them: for a
-small network that is half of a training step.
+MindSpore launches and compiles up to a dozen operators for every tensor instead; docs/speed.md has what that costs.
 """
 
 from collections.abc import Iterator, Sequence

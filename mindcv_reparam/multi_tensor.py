@@ -4,7 +4,7 @@ per tensor."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mindspore import Parameter, Tensor, amp, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
 _square_sum = ops.MultitypeFuncGraph("square_sum")
 _average = ops.MultitypeFuncGraph("average")
@@ -88,30 +88,32 @@ class Scaled(nn.Cell):
 class MovingAverage(nn.Cell):
     """``average ← d·average + (1 − d)·value``, in place; where the scalar ``moves`` is not None and False, nothing.
 
+    The result is to be depended on.
+
     Args:
-        number: of the tensors.
+        averages, values: with one another in order.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+    def __init__(self, averages: ParameterTuple, values: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.averages, self.values = averages, values
         self.map = ops.HyperMap()
 
-    def construct(self, averages, values, decay, moves):
+    def construct(self, decay, moves):
         if moves is None:
-            return self.map(ops.partial(_average, decay), averages, values)
-        return self.map(ops.partial(_masked_average, moves, decay), averages, values)
+            return self.map(ops.partial(_average, decay), self.averages, self.values)
+        return self.map(ops.partial(_masked_average, moves, decay), self.averages, self.values)
 
     @contextmanager
-    def in_place_of(self, values: Sequence[Parameter], averages: Sequence[Parameter]) -> Iterator[None]:
+    def in_place(self) -> Iterator[None]:
         """Within the block the values are the averages, which are not to be read there; afterwards both are as before,
         bit for bit. On the device, and in place, since a compiled step keeps the memory it writes."""
-        held = [value.value() for value in values]  # copies
+        held = [value.value() for value in self.values]  # copies
         try:
-            _assign(values, averages)
+            _assign(self.values, self.averages)
             yield
         finally:
-            _assign(values, held)
+            _assign(self.values, held)
 
 
 def _assign(parameters: Sequence[Parameter], values: Sequence[Tensor]) -> None:
@@ -123,9 +125,10 @@ class AdamUpdate(nn.Cell):
     """``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``, ``w ← w − s·(m/(√v + ε) + λ·d·w)``, in place.
 
     All of ``step_size`` s, the betas, ``eps`` and ``decay_scale`` d are float32 scalars. Where the scalar ``finite`` is
-    not None and False, no bit changes but the sign of a zero.
+    not None and False, no bit changes but the sign of a zero. The result is to be depended on.
 
     Args:
+        parameters, moment1, moment2: w, m and v.
         coupled_decays: for each tensor a factor on the weight that is added to its gradient (Adam's weight decay).
         decoupled_decays: for each tensor λ (AdamW's).
         lr_factors: for each tensor a factor on s.
@@ -133,21 +136,23 @@ class AdamUpdate(nn.Cell):
 
     def __init__(
         self,
+        parameters: ParameterTuple,
+        moment1: ParameterTuple,
+        moment2: ParameterTuple,
         coupled_decays: tuple[float, ...],
         decoupled_decays: tuple[float, ...],
         lr_factors: tuple[float, ...],
     ) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)
+        self.parameters, self.moment1, self.moment2 = parameters, moment1, moment2
         self.factors = (coupled_decays, decoupled_decays, lr_factors)
         self.map = ops.HyperMap()
 
-    def construct(
-        self, parameters, moment1, moment2, gradients, step_size, beta1, beta2, eps, decay_scale, finite
-    ) -> bool:
+    def construct(self, gradients, step_size, beta1, beta2, eps, decay_scale, finite):
         if finite is not None:
             one = ops.ones_like(step_size)
             step_size = ops.select(finite, step_size, ops.zeros_like(step_size))
             beta1, beta2 = ops.select(finite, beta1, one), ops.select(finite, beta2, one)
             gradients = self.map(ops.partial(_zero_unless, finite), gradients)
         update = ops.partial(_adam_update, step_size, beta1, beta2, eps, decay_scale)
-        return self.map(update, parameters, moment1, moment2, gradients, *self.factors)
+        return self.map(update, self.parameters, self.moment1, self.moment2, gradients, *self.factors)

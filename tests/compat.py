@@ -25,6 +25,7 @@ QUICK = {
     "private names": ["tests/test_private.py"],
     "parity": ["tests/test_goldens.py", "-m", "not slow", "-k", "timm-visformer_tiny or mmpretrain-riformer_s12"],
     "a NaN in summed gradients": ["tests/test_training_trainer.py", "-k", "loss_hides"],
+    "optimizers": ["tests/test_training_optimizer.py", "-k", "five_steps"],
     "two ranks": ["tests/test_distributed.py", "-k", "sums and not msrun and not scheduler"],
 }
 # Where MindSpore computes; files, settings and servers are the same with any of them.

@@ -272,32 +272,33 @@ def test_other_types_are_left_to_mindspore():
         assert y.asnumpy().tobytes() == expected.asnumpy().tobytes()
 
 
-class InPlace(nn.Cell):
-    """What an update makes of Parameters, whose first element is read before and behind it."""
+def parameters(arrays: list[np.ndarray], name: str) -> ms.ParameterTuple:
+    return ms.ParameterTuple([ms.Parameter(Tensor(one), name=f"{name}.{j}") for j, one in enumerate(arrays)])
 
-    def __init__(self, update: nn.Cell, *changed: list[np.ndarray]):
+
+class InPlace(nn.Cell):
+    """Reads the first element of what is changed before and behind an update by a Cell, which has the parameters."""
+
+    def __init__(self, update: nn.Cell, changed: ms.ParameterTuple):
         super().__init__()
         self.update = update
-        self.changed = tuple(
-            ms.ParameterTuple([ms.Parameter(Tensor(one), name=f"{i}.{j}") for j, one in enumerate(arrays)])
-            for i, arrays in enumerate(changed)
-        )
+        self.first = changed[0]
 
     def construct(self, *rest):
-        before = self.changed[0][0] * 1.0
-        self.update(*self.changed, *rest)
-        return before, self.changed[0][0] * 1.0
+        before = self.first * 1.0
+        self.update(*rest)
+        return before, self.first * 1.0
 
 
 @pytest.mark.parametrize("moves", [None, True, False])
 def test_averages_of_many_tensors(moves):
     average, value = tensors(0), tensors(1)
-    network = use_kernels(InPlace(MovingAverage(len(SHAPES)), average))
+    averages = parameters(average, "average")
+    network = use_kernels(InPlace(MovingAverage(averages, parameters(value, "value")), averages))
     assert type(network.update) is not MovingAverage
-    moved = None if moves is None else Tensor(moves)
-    before, behind = network(given(value), Tensor(0.9, ms.float32), moved)
+    before, behind = network(Tensor(0.9, ms.float32), None if moves is None else Tensor(moves))
     after = average if moves is False else [0.9 * one + 0.1 * two for one, two in zip(average, value)]
-    for found, expected in zip(network.changed[0], after, strict=True):
+    for found, expected in zip(averages, after, strict=True):
         np.testing.assert_allclose(found.asnumpy(), expected, atol=0 if moves is False else 1e-6)
     np.testing.assert_allclose([float(before), float(behind)], [average[0], after[0]], atol=1e-6)
 
@@ -317,16 +318,15 @@ class Reads(nn.Cell):
 
 def test_many_averages_in_place_of_the_weights_and_back():
     """What a compiled graph reads, too, and after an error within."""
-    network = use_kernels(InPlace(MovingAverage(len(SHAPES)), tensors(0), tensors(1)))
-    weights, averages = network.changed
+    averages, weights = parameters(tensors(0), "average"), parameters(tensors(1), "weight")
     before = bits(weights), bits(averages)
-    move, read = network.update, Reads(weights[2])
+    move, read = replaced(MovingAverage(averages, weights)), Reads(weights[2])
     assert read().asnumpy().tobytes() == before[0][2]
-    with move.in_place_of(weights, averages):
+    with move.in_place():
         assert bits(weights) == before[1]
         assert read().asnumpy().tobytes() == before[1][2]
     assert read().asnumpy().tobytes() == before[0][2]
-    with pytest.raises(ValueError, match="within"), move.in_place_of(weights, averages):
+    with pytest.raises(ValueError, match="within"), move.in_place():
         raise ValueError("within")
     assert (bits(weights), bits(averages)) == before
 
@@ -338,7 +338,8 @@ def test_adam_of_many_tensors(finite):
     v = [np.square(one) for one in tensors(2)]
     rng = np.random.default_rng(4)
     factors = tuple(tuple(map(float, rng.uniform(0.1, 1.0, len(SHAPES)))) for _ in range(3))
-    network = use_kernels(InPlace(AdamUpdate(*factors), w, m, v))
+    changed = [parameters(arrays, name) for arrays, name in ((w, "w"), (m, "m"), (v, "v"))]
+    network = use_kernels(InPlace(AdamUpdate(*changed, *factors), changed[0]))
     assert type(network.update) is not AdamUpdate
     scalars = (1e-2, 0.9, 0.99, 1e-3, 0.7)
     if finite is False:
@@ -347,7 +348,7 @@ def test_adam_of_many_tensors(finite):
     network(given(g), *(Tensor(one, ms.float32) for one in scalars), given_finite)
     step, beta1, beta2, eps, scale = scalars
     for j in range(len(SHAPES)):
-        found = [of_kind[j].asnumpy() for of_kind in network.changed]
+        found = [of_kind[j].asnumpy() for of_kind in changed]
         if finite is False:
             assert [one.tobytes() for one in found] == [w[j].tobytes(), m[j].tobytes(), v[j].tobytes()]
             continue

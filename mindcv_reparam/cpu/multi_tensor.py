@@ -3,12 +3,12 @@
 MindSpore launches and compiles up to a dozen operators for every tensor instead; docs/speed.md has what that costs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, ops
+from mindspore import Tensor, ops
 
 from mindcv_reparam import multi_tensor, private
 from mindcv_reparam.cpu.library import Kernel
@@ -78,66 +78,61 @@ def _in_place(name: str, constants: int, changed: int, read: int) -> Kernel:
 
 class MovingAverage(multi_tensor.MovingAverage):
     def __init__(self, cell: multi_tensor.MovingAverage) -> None:
-        super().__init__(cell.number)
-        sizes = _sizes(cell.number)
+        super().__init__(cell.averages, cell.values)
+        sizes = _sizes(len(cell.values))
         self.kernels = tuple(_in_place("moving_average", 1, size, size) for size in sizes)
         self.exchanges = tuple(_in_place("exchange", 0, 2 * size, 0) for size in sizes)
 
-    def construct(self, averages, values, decay, moves):
-        if not _all_float32(self.map(_type_of, averages + values)):
-            return super().construct(averages, values, decay, moves)
+    def construct(self, decay, moves):
+        if not _all_float32(self.map(_type_of, self.averages + self.values)):
+            return super().construct(decay, moves)
         moves = ops.ones_like(decay) if moves is None else ops.cast(moves, ms.float32)
         scalars, done = ops.stack((decay, moves)), ()
         for i in range(len(self.kernels)):
             begin, end = i * AT_ONCE, (i + 1) * AT_ONCE
-            done += (self.kernels[i](scalars, *averages[begin:end], *values[begin:end]),)
+            done += (self.kernels[i](scalars, *self.averages[begin:end], *self.values[begin:end]),)
         return done
 
     @contextmanager
-    def in_place_of(self, values: Sequence[Parameter], averages: Sequence[Parameter]) -> Iterator[None]:
-        if any(parameter.dtype != ms.float32 for parameter in (*values, *averages)):
-            with super().in_place_of(values, averages):
+    def in_place(self) -> Iterator[None]:
+        if any(parameter.dtype != ms.float32 for parameter in (*self.values, *self.averages)):
+            with super().in_place():
                 yield
             return
-        self._exchange(values, averages)
+        self._exchange()
         try:
             yield
         finally:
-            self._exchange(values, averages)
+            self._exchange()
 
-    def _exchange(self, values: Sequence[Parameter], averages: Sequence[Parameter]) -> None:
+    def _exchange(self) -> None:
         """Operator by operator, since a graph would have to be compiled; done when this returns."""
-        for begin, kernel in zip(range(0, self.number, AT_ONCE), self.exchanges):
+        for begin, kernel in zip(range(0, len(self.values), AT_ONCE), self.exchanges):
             part = slice(begin, begin + AT_ONCE)
-            kernel(*values[part], *averages[part]).asnumpy()
+            kernel(*self.values[part], *self.averages[part]).asnumpy()
 
 
 class AdamUpdate(multi_tensor.AdamUpdate):
     def __init__(self, cell: multi_tensor.AdamUpdate) -> None:
-        super().__init__(*cell.factors)
-        sizes = _sizes(len(cell.factors[0]))
+        super().__init__(cell.parameters, cell.moment1, cell.moment2, *cell.factors)
+        sizes = _sizes(len(cell.parameters))
         self.kernels = tuple(_in_place("adam_update", 2, 3 * size, size) for size in sizes)
         table = np.array(cell.factors, np.float32)
         self.tables = tuple(Tensor(table[:, i * AT_ONCE : (i + 1) * AT_ONCE]) for i in range(len(sizes)))
 
-    def construct(self, parameters, moment1, moment2, gradients, step_size, beta1, beta2, eps, decay_scale, finite):
-        if not _all_float32(self.map(_type_of, parameters + gradients)):
-            return super().construct(
-                parameters, moment1, moment2, gradients, step_size, beta1, beta2, eps, decay_scale, finite
-            )
+    def construct(self, gradients, step_size, beta1, beta2, eps, decay_scale, finite):
+        if not _all_float32(self.map(_type_of, self.parameters + gradients)):
+            return super().construct(gradients, step_size, beta1, beta2, eps, decay_scale, finite)
         updates = ops.ones_like(step_size) if finite is None else ops.cast(finite, ms.float32)
         scalars, done = ops.stack((step_size, beta1, beta2, eps, decay_scale, updates)), ()
         for i in range(len(self.kernels)):
             begin, end = i * AT_ONCE, (i + 1) * AT_ONCE
-            done += (
-                self.kernels[i](
-                    *(scalars, self.tables[i]),
-                    *parameters[begin:end],
-                    *moment1[begin:end],
-                    *moment2[begin:end],
-                    *gradients[begin:end],
-                ),
+            of_network = (
+                *self.parameters[begin:end],
+                *self.moment1[begin:end],
+                *self.moment2[begin:end],
             )
+            done += (self.kernels[i](scalars, self.tables[i], *of_network, *gradients[begin:end]),)
         return done
 
 

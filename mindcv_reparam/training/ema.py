@@ -24,7 +24,7 @@ class WeightAverage(nn.Cell):
         for parameter in self.shadow:
             parameter.requires_grad = False
         self.updates = Parameter(Tensor(0.0, ms.float32), name="ema.updates", requires_grad=False)
-        self.move = MovingAverage(len(self.online))
+        self.move = MovingAverage(self.shadow, self.online)
 
     def construct(self, moves: Tensor | None = None) -> bool:
         """Account for one update, or where the scalar ``moves`` is False for none, bit for bit."""
@@ -33,9 +33,8 @@ class WeightAverage(nn.Cell):
         decay = (
             self.decay * (1.0 - ops.exp(-updates / self.warmup)) if self.warmup > 0.0 else self.decay + 0.0 * updates
         )
-        self.move(self.shadow, self.online, decay, moves)
-        return True
+        return ops.depend(True, self.move(decay, moves))  # as the optimizer's updates
 
     def applied(self) -> AbstractContextManager[None]:
         """Within its block the network holds the averaged weights; afterwards its own, bit for bit."""
-        return self.move.in_place_of(self.online, self.shadow)
+        return self.move.in_place()

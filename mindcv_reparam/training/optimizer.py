@@ -178,17 +178,17 @@ class AdamW(_Adaptive):
         super().__init__(*args, **kwargs)
         none = (0.0,) * len(self.parameters)
         decays = (none, self.weight_decays) if self.decoupled else (self.weight_decays, none)
-        self.update = AdamUpdate(*decays, self.lr_factors)
+        self.update = AdamUpdate(self.parameters, self.moment1, self.moment2, *decays, self.lr_factors)
 
     def construct(self, lr: Tensor, gradients: tuple[Tensor, ...], finite: Tensor | None = None) -> bool:
         correction1, correction2 = self.bias_corrections(finite)
         root2 = ops.sqrt(correction2)
-        self.update(
-            *(self.parameters, self.moment1, self.moment2, gradients),
+        done = self.update(
+            gradients,
             *(lr * root2 / correction1, self.beta1, self.beta2, self.eps * root2, correction1 / root2),
             finite,
         )
-        return True
+        return ops.depend(True, done)  # MindSpore 2.7 leaves out a Cell's updates of which nobody wants the result
 
 
 class Adam(AdamW):

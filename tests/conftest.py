@@ -46,7 +46,7 @@ def _at_once() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen() -> None:
-    """MindSpore collects garbage before each compilation; it need not walk all that was imported, 0.1 s every time."""
+    """MindSpore collects garbage before each compilation; it need not walk all that was imported every time."""
     gc.collect()
     gc.freeze()
 

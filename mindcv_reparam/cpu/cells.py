@@ -330,10 +330,11 @@ _WITH_STATE: dict[type[nn.Cell], Callable[[nn.Cell], nn.Cell]] = {
     layers.LayerScale: LayerScale,
     operations.LayerNorm: LayerNorm,
     stochastic.DropPath: DropPath,
-    **multi_tensor.REPLACEMENTS,
+    **multi_tensor.OF_PARAMETERS,
 }
 _WITHOUT: dict[type[nn.Cell], type[nn.Cell]] = {
     operations.Softmax: Softmax,
     operations.Float32Softmax: Float32Softmax,
     **by_operators.REPLACEMENTS,
+    **multi_tensor.WITHOUT_STATE,
 }

@@ -15,6 +15,7 @@ from mindcv_reparam.cpu.library import Kernel
 
 AT_ONCE = 64  # tensors: what MindSpore does about the inputs of one operator takes time with their square
 
+_map = ops.HyperMap()
 _type_of = ops.MultitypeFuncGraph("type_of")
 
 
@@ -28,42 +29,53 @@ def _all_float32(types: tuple[ms.Type, ...]) -> bool:
     return all(kind == ms.float32 for kind in types)
 
 
+def _are_float32(tensors):
+    return _all_float32(_map(_type_of, tensors))
+
+
+def _one_number(name: str) -> Kernel:
+    """A kernel that makes one number of any number of tensors."""
+    return Kernel(name, lambda *x: [1], lambda *x: x[0])
+
+
+def _numbers(kernel, tensors):
+    """What a kernel makes of them, one for each launch."""
+    numbers = ()
+    for begin in range(0, len(tensors), AT_ONCE):
+        numbers += (kernel(*tensors[begin : begin + AT_ONCE]),)
+    return numbers
+
+
 class AllFinite(multi_tensor.AllFinite):
-    def __init__(self, cell: multi_tensor.AllFinite) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.kernel = Kernel("all_finite", lambda *x: [1], lambda *x: x[0])
-        self.map, self.add_n = ops.HyperMap(), ops.AddN()
+        self.kernel, self.add_n = _one_number("all_finite"), ops.AddN()
 
     def construct(self, tensors):
-        if not _all_float32(self.map(_type_of, tensors)):
+        if not _are_float32(tensors):
             return super().construct(tensors)
-        verdicts = ()
-        for begin in range(0, len(tensors), AT_ONCE):
-            verdicts += (self.kernel(*tensors[begin : begin + AT_ONCE]),)
+        verdicts = _numbers(self.kernel, tensors)
         return self.add_n(verdicts).reshape(()) == len(verdicts)
 
 
 class SquareSum(multi_tensor.SquareSum):
-    def __init__(self, cell: multi_tensor.SquareSum) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.kernel = Kernel("square_sum", lambda *x: [1], lambda *x: x[0])
+        self.kernel = _one_number("square_sum")
 
     def construct(self, tensors):
-        if not _all_float32(self.map(_type_of, tensors)):
+        if not _are_float32(tensors):
             return super().construct(tensors)
-        sums = ()
-        for begin in range(0, len(tensors), AT_ONCE):
-            sums += (self.kernel(*tensors[begin : begin + AT_ONCE]),)
-        return self.add_n(sums).reshape(())
+        return self.add_n(_numbers(self.kernel, tensors)).reshape(())
 
 
 class Scaled(multi_tensor.Scaled):
-    def __init__(self, cell: multi_tensor.Scaled) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.kernel = Kernel("scaled", lambda factor, *x: x)
 
     def construct(self, tensors, factor):
-        if not _all_float32(self.map(_type_of, tensors)):
+        if not _are_float32(tensors):
             return super().construct(tensors, factor)
         scaled = ()
         for begin in range(0, len(tensors), AT_ONCE):
@@ -73,7 +85,7 @@ class Scaled(multi_tensor.Scaled):
 
 def _in_place(name: str, constants: int, changed: int, read: int) -> Kernel:
     """A kernel that gives nothing of interest and changes Parameters: those behind so many other inputs."""
-    return private.changing(Kernel(name, lambda *x: [1], lambda *x: x[0]), constants, changed, read)
+    return private.changing(_one_number(name), constants, changed, read)
 
 
 class MovingAverage(multi_tensor.MovingAverage):
@@ -84,7 +96,7 @@ class MovingAverage(multi_tensor.MovingAverage):
         self.exchanges = tuple(_in_place("exchange", 0, 2 * size, 0) for size in sizes)
 
     def construct(self, decay, moves):
-        if not _all_float32(self.map(_type_of, self.averages + self.values)):
+        if not _are_float32(self.averages + self.values):
             return super().construct(decay, moves)
         moves = ops.ones_like(decay) if moves is None else ops.cast(moves, ms.float32)
         scalars, done = ops.stack((decay, moves)), ()
@@ -121,7 +133,7 @@ class AdamUpdate(multi_tensor.AdamUpdate):
         self.tables = tuple(Tensor(table[:, i * AT_ONCE : (i + 1) * AT_ONCE]) for i in range(len(sizes)))
 
     def construct(self, gradients, step_size, beta1, beta2, eps, decay_scale, finite):
-        if not _all_float32(self.map(_type_of, self.parameters + gradients)):
+        if not _are_float32(self.parameters + gradients):
             return super().construct(gradients, step_size, beta1, beta2, eps, decay_scale, finite)
         updates = ops.ones_like(step_size) if finite is None else ops.cast(finite, ms.float32)
         scalars, done = ops.stack((step_size, beta1, beta2, eps, decay_scale, updates)), ()
@@ -141,10 +153,9 @@ def _sizes(number: int) -> list[int]:
     return [min(AT_ONCE, number - begin) for begin in range(0, number, AT_ONCE)]
 
 
-REPLACEMENTS = {
+WITHOUT_STATE = {
     multi_tensor.AllFinite: AllFinite,
     multi_tensor.SquareSum: SquareSum,
     multi_tensor.Scaled: Scaled,
-    multi_tensor.MovingAverage: MovingAverage,
-    multi_tensor.AdamUpdate: AdamUpdate,
 }
+OF_PARAMETERS = {multi_tensor.MovingAverage: MovingAverage, multi_tensor.AdamUpdate: AdamUpdate}

@@ -3,12 +3,12 @@
 MindSpore launches and compiles up to a dozen operators for every tensor instead; docs/speed.md has what that costs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 from mindcv_reparam import multi_tensor, private
 from mindcv_reparam.cpu.library import Kernel
@@ -153,9 +153,12 @@ def _sizes(number: int) -> list[int]:
     return [min(AT_ONCE, number - begin) for begin in range(0, number, AT_ONCE)]
 
 
-WITHOUT_STATE = {
+WITHOUT_STATE: dict[type[nn.Cell], type[nn.Cell]] = {
     multi_tensor.AllFinite: AllFinite,
     multi_tensor.SquareSum: SquareSum,
     multi_tensor.Scaled: Scaled,
 }
-OF_PARAMETERS = {multi_tensor.MovingAverage: MovingAverage, multi_tensor.AdamUpdate: AdamUpdate}
+OF_PARAMETERS: dict[type[nn.Cell], Callable] = {
+    multi_tensor.MovingAverage: MovingAverage,
+    multi_tensor.AdamUpdate: AdamUpdate,
+}
